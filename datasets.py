@@ -1,0 +1,307 @@
+"""The three datasets: two folders of recordings, prepared once, and one that is drawn from a seed.
+
+    python datasets.py data      # resamples data/audio_mnist and data/esc50 to 8 kHz, one cache file each
+
+A cache is one .npy of all clips, beside the recordings or in the folder that DMEL_CACHE_DIR names, and a .json of what
+it was made from; it is made again when that changes. Training reads the cache only. Recordings are never written to.
+
+    recordings = load_recordings("esc50", "data", sample_rate=8000, n_points=40000)
+    data = load(config, recordings)    # data.clips (n, n_points), data.labels (n,), data.splits["train"] (indices)
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+N_CLASSES = {"time_frequency": 3, "audio_mnist": 10, "esc50": 50}
+SAMPLE_RATE = 8000  # Hz, to which recordings are resampled
+CLIP_SECONDS = {"audio_mnist": 1, "esc50": 5}
+N_RECORDINGS = {"audio_mnist": 30000, "esc50": 2000}  # of the complete datasets
+PLACE = {"audio_mnist": "data", "esc50": "meta/esc50.csv"}  # what a folder of the dataset has in it
+PARTS = ("train", "valid", "test")
+
+# fmt: off
+AUDIO_MNIST_SPEAKERS = {
+    "train": [28, 56, 7, 19, 35, 1, 6, 16, 23, 34, 46, 53, 36, 57, 9, 24, 37, 2,
+              8, 17, 29, 39, 48, 54, 43, 58, 14, 25, 38, 3, 10, 20, 30, 40, 49, 55],
+    "valid": [12, 47, 59, 15, 27, 41, 4, 11, 21, 31, 44, 50],
+    "test": [26, 52, 60, 18, 32, 42, 5, 13, 22, 33, 45, 51],
+}
+# fmt: on
+ESC50_FOLDS = {"train": [1, 2, 3], "valid": [4], "test": [5]}
+RANDOM_FRACTIONS = [0.7, 0.1, 0.2]
+SPLITS = {  # dataset: named values of config key split, the default first; groups of recordings or None for random
+    "audio_mnist": {"speakers": AUDIO_MNIST_SPEAKERS},
+    "esc50": {"random": None, "folds": ESC50_FOLDS},
+}
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong; the message says what, where and what to do."""
+
+
+class Recordings(NamedTuple):
+    """All clips of a dataset folder."""
+
+    clips: np.ndarray  # (n, n_points) float32
+    labels: np.ndarray  # (n,) int64
+    groups: np.ndarray  # (n,) int64: speaker of audio_mnist, fold of esc50
+
+
+class Data(NamedTuple):
+    """What a trial works on."""
+
+    clips: torch.Tensor  # (n, n_points) float32
+    labels: torch.Tensor  # (n,) int64
+    splits: dict  # "train", "valid", "test": indices into clips, int64
+
+    def to(self, device):
+        splits = {part: indices.to(device) for part, indices in self.splits.items()}
+        return Data(self.clips.to(device), self.labels.to(device), splits)
+
+
+def load(config, recordings=None):
+    """The data of a trial: drawn for time_frequency, otherwise the given recordings, split as the config says."""
+    name = config["dataset_name"]
+    if name == "time_frequency":
+        clips, labels = draw_pulses(config)
+        n_train, n_valid = len(clips) * 7 // 10, len(clips) // 10
+        parts = torch.arange(len(clips)).tensor_split([n_train, n_train + n_valid])
+        return Data(torch.from_numpy(clips), torch.from_numpy(labels), dict(zip(PARTS, parts, strict=True)))
+    splits = split_recordings(name, recordings.groups, config.get("split"))
+    with warnings.catch_warnings():  # arrays out of a cache file or Ray's object store are read-only, and only read
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return Data(torch.from_numpy(recordings.clips), torch.from_numpy(recordings.labels), splits)
+
+
+# time_frequency: Gaussian pulses
+
+
+def draw_pulses(config):
+    """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in frequency.
+
+    The best window to tell them apart is sigma_ref, the width of a pulse. All is drawn from config's seed. Returns
+    clips, shape = (n_samples, n_points) float32, and labels, shape = (n_samples,) int64. Times and widths are in
+    samples, frequencies in cycles per sample. Source: the paper's synthetic experiment.
+    """
+    random = np.random.default_rng(config["seed"])
+    n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]
+    time_max, frequency_max = n_points / 5, 0.1
+    time_min, frequency_min = sigma, sigma / (2 * n_points)
+    scale_max = 2 * time_max / (6 * sigma) + 1
+
+    labels = random.integers(3, size=n)
+    time = np.full((n, 1), n_points / 2)
+    frequency = np.full((n, 1), 0.25)
+    if config["center_offset"]:
+        time += random.uniform(-time_max, time_max, (n, 1))
+        frequency += random.uniform(-frequency_max, frequency_max, (n, 1))
+
+    # Two pulses for everyone, shape = (n, 2); class 0 leaves out the second.
+    side = np.array([-1.0, 1.0])
+    one, apart_in_time, apart_in_frequency = (labels[:, None] == label for label in range(3))
+    time = time + apart_in_time * side * random.uniform(time_min, time_max, (n, 1))
+    frequency = frequency + apart_in_frequency * side * random.uniform(frequency_min, frequency_max, (n, 1))
+    wider, narrower = random.uniform(1, scale_max, (n, 1)), random.uniform(1 / scale_max, 1, (n, 1))
+    width = sigma * np.where(one, np.where(random.random((n, 1)) < 0.5, wider, narrower), 1.0)
+    present = np.concatenate([np.ones((n, 1)), 1.0 - one], axis=1)
+    phase = random.uniform(0, 2 * np.pi, (n, 2))
+
+    k = np.arange(n_points)
+    envelope = np.exp(-0.5 * ((k - time[..., None]) / width[..., None]) ** 2)  # (n, 2, n_points)
+    carrier = np.sin(2 * np.pi * frequency[..., None] * k + phase[..., None])
+    pulses = envelope / envelope.max(-1, keepdims=True) * carrier / carrier.max(-1, keepdims=True)
+    pulses -= pulses.mean(-1, keepdims=True)
+    clips = random.uniform(0.5, 1, (n, 1)) * (present[..., None] * pulses).sum(axis=1)
+    clips += config["noise_std"] * random.random((n, n_points))
+    clips -= clips.mean(-1, keepdims=True)
+    return clips.astype(np.float32), labels.astype(np.int64)
+
+
+# audio_mnist and esc50: recordings
+
+
+def split_recordings(name, groups, split=None):
+    """Indices of the clips of each part; split: a name in SPLITS, a dict of group numbers per part, None: default."""
+    known = SPLITS[name]
+    split = next(iter(known)) if split is None else split
+    if isinstance(split, str) and split not in known:
+        raise InputError(f"config: split '{split}' is not one of {', '.join(known)} for {name}.")
+    chosen = known[split] if isinstance(split, str) else split
+    if chosen is None:
+        generator = torch.Generator().manual_seed(0)
+        parts = torch.utils.data.random_split(range(len(groups)), RANDOM_FRACTIONS, generator)
+        splits = {part: torch.tensor(subset.indices) for part, subset in zip(PARTS, parts, strict=True)}
+    else:
+        numbers = [number for part in PARTS for number in chosen.get(part, [])]
+        if set(chosen) != set(PARTS) or len(set(numbers)) < len(numbers):
+            raise InputError(f"config: split must give each of {', '.join(PARTS)} groups of its own, not {chosen}.")
+        splits = {part: torch.from_numpy(np.flatnonzero(np.isin(groups, chosen[part]))) for part in PARTS}
+    for part, indices in splits.items():
+        if len(indices) == 0:
+            raise InputError(f"{name}: the {part} split is empty, there are too few recordings: complete the dataset.")
+    return splits
+
+
+def load_recordings(name, data_dir, sample_rate, n_points):
+    """The cached clips of a dataset, memory-mapped; makes the cache where it is missing or out of date.
+
+    data_dir: the folder that holds the dataset's folder of that name, or the dataset's folder itself. sample_rate: Hz.
+    n_points: samples per clip. Raises InputError where there are no recordings, or one cannot be read.
+    """
+    folder = find_folder(name, data_dir)
+    cache = Path(os.environ.get("DMEL_CACHE_DIR") or folder) / f"{name}_{sample_rate}Hz_{n_points}.npy"
+    cached = read_cache(cache)
+    rows = []
+    if (folder / PLACE[name]).exists():
+        rows = (list_esc50 if name == "esc50" else list_audio_mnist)(folder)
+    if rows:
+        index = {"sample_rate": sample_rate, "n_points": n_points, "n_files": len(rows), "rows": rows}
+        if cached is None or cached[1] != index:
+            write_cache(cache, folder, index, name)
+            cached = read_cache(cache)
+    elif cached is None:
+        raise InputError(
+            f"{name}: no recordings in '{folder}': run `sh download_data.sh`, or name another data folder."
+        )
+    clips, index = cached
+    if len(clips) < N_RECORDINGS[name]:
+        print(f"warning: {name}: {len(clips)} of {N_RECORDINGS[name]} recordings are there ({folder})", file=sys.stderr)
+    _, _, labels, groups = zip(*index["rows"], strict=True)
+    return Recordings(clips, np.array(labels), np.array(groups))
+
+
+def find_folder(name, data_dir):
+    """data_dir/name, or data_dir where that is the dataset's folder itself."""
+    data_dir = Path(data_dir)
+    itself = not (data_dir / name).exists() and (data_dir / PLACE[name]).exists()
+    return data_dir if itself else data_dir / name
+
+
+def list_audio_mnist(folder):
+    """Rows [file, bytes, label, speaker] of data/<speaker>/<digit>_<speaker>_<repetition>.wav, in that order."""
+    rows = []
+    for speaker in sorted(os.scandir(folder / "data"), key=lambda entry: entry.name):
+        if not (speaker.is_dir() and speaker.name.isdigit()):
+            continue
+        for entry in os.scandir(speaker):
+            match = re.fullmatch(r"(\d)_(\d+)_(\d+)\.wav", entry.name)
+            if match:
+                digit, number, repetition = map(int, match.groups())
+                rows.append((number, digit, repetition, f"data/{speaker.name}/{entry.name}", entry.stat().st_size))
+    return [[file, size, digit, number] for number, digit, _, file, size in sorted(rows)]
+
+
+def list_esc50(folder):
+    """Rows [file, bytes, label, fold] of the recordings in meta/esc50.csv that are present, in its order."""
+    table = folder / "meta" / "esc50.csv"
+    audio = folder / "audio"
+    present = {entry.name: entry.stat().st_size for entry in os.scandir(audio)} if audio.is_dir() else {}
+    rows = []
+    with open(table, newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            try:
+                name, label, fold = row["filename"], int(row["target"]), int(row["fold"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{table}: row {row} lacks a filename, target or fold number ({error}).") from None
+            if not 0 <= label < N_CLASSES["esc50"]:
+                raise InputError(f"{table}: target {label} of {name} is not a class of ESC-50, 0 to 49.")
+            if name in present:
+                rows.append([f"audio/{name}", present[name], label, fold])
+    return rows
+
+
+def read_cache(cache):
+    """Clips (memory-mapped) and index of a cache file, None where it is missing or damaged."""
+    try:
+        index = json.loads(cache.with_suffix(".json").read_text())
+        clips = np.load(cache, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    intact = clips.shape == (index["n_files"], index["n_points"]) and clips.dtype == np.float32
+    return (np.asarray(clips), index) if intact else None
+
+
+def write_cache(cache, folder, index, name):
+    """Reads, resamples and fits all recordings of an index and writes the cache, whole or not at all."""
+    sample_rate, n_points, rows = index["sample_rate"], index["n_points"], index["rows"]
+    fit = pad_at_end if name == "esc50" else pad_around
+
+    def prepare(row):
+        return fit(read_recording(folder / row[0], sample_rate), n_points)
+
+    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        clips = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), n_points))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            progress = tqdm(pool.map(prepare, rows), total=len(rows), desc=f"{name} at {sample_rate} Hz", unit="clip")
+            for i, clip in enumerate(progress):
+                clips[i] = clip
+        clips.flush()
+        cache.with_suffix(".json").unlink(missing_ok=True)  # the index comes last: without it a cache does not count
+        temporary.rename(cache)
+        temporary.write_text(json.dumps(index))
+        temporary.rename(cache.with_suffix(".json"))
+    except OSError as error:
+        raise InputError(f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another folder.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_recording(path, sample_rate):
+    """A recording as mono float32 samples at sample_rate (Hz), shape = (time,)."""
+    import soundfile  # here, as training does without
+
+    try:
+        samples, recorded_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (time, channels)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as audio ({error}): replace or remove it.") from None
+    if len(samples) == 0 or not np.isfinite(samples).all():
+        raise InputError(f"{path}: has no samples or some that are not numbers: replace or remove it.")
+    mono = samples.mean(axis=1)
+    if recorded_rate == sample_rate:
+        return mono
+    import librosa  # takes seconds
+
+    return librosa.resample(mono, orig_sr=recorded_rate, target_sr=sample_rate, res_type="soxr_hq")
+
+
+def pad_around(clip, n_points):
+    """audio_mnist: zeros before the clip, then zeros after it or a cut, to exactly n_points samples."""
+    return pad_at_end(np.pad(clip, (max(0, 1 + (n_points - len(clip)) // 2), 0)), n_points)
+
+
+def pad_at_end(clip, n_points):
+    """esc50: zeros after the clip or a cut, to exactly n_points samples."""
+    return np.pad(clip[:n_points], (0, max(0, n_points - len(clip))))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Resample the recordings once and cache them.")
+    parser.add_argument("data_dir", help="folder that holds audio_mnist/ and esc50/, or one of them")
+    data_dir = parser.parse_args().data_dir
+    names = [name for name in CLIP_SECONDS if find_folder(name, data_dir).exists()]
+    if not names:
+        raise InputError(f"'{data_dir}' holds neither {' nor '.join(CLIP_SECONDS)}: run `sh download_data.sh`.")
+    for name in names:
+        recordings = load_recordings(name, data_dir, SAMPLE_RATE, SAMPLE_RATE * CLIP_SECONDS[name])
+        print(f"{name}: {len(recordings.clips)} clips of {CLIP_SECONDS[name]} s at {SAMPLE_RATE} Hz are ready")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"datasets.py: {error}")

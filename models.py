@@ -1,0 +1,218 @@
+"""The networks: a front end with a trainable window × a classifier head, chosen by model_name from one registry.
+
+    net = build(config)
+    logits, features = net(clips)  # (batch, time) -> (batch, n_classes), (batch, 1, bands, frames)
+
+The front end is net.spectrogram_layer, the window's λ is net.spectrogram_layer.lambd.
+"""
+
+import os
+import pickle
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import nn
+
+from datasets import N_CLASSES, InputError
+from dmel import DMEL, DifferentiableSpectrogram
+
+DROPOUT = 0.2
+CNN6_CHECKPOINT = "Cnn6_mAP=0.343.pth of https://zenodo.org/records/3987831"
+
+
+class SpectrogramNet(nn.Module):
+    """A spectrogram layer and the head that classifies its features."""
+
+    def __init__(self, spectrogram_layer, head):
+        super().__init__()
+        self.spectrogram_layer = spectrogram_layer
+        self.head = head
+
+    def forward(self, clips):
+        """Clips, shape = (batch, time), to logits (batch, n_classes) and features (batch, 1, bands, frames)."""
+        features = self.spectrogram_layer(clips).unsqueeze(1)
+        # Heads take time first: that is how PANNs are trained and how the layer's output lies in memory.
+        return self.head(features.transpose(-1, -2)), features
+
+
+# Front ends: config -> layer, number of bands.
+
+
+def power_spectrogram(config):
+    if config["optimized"]:
+        raise InputError(
+            f"config: model_name '{config['model_name']}' needs optimized: False, its input cannot change size with λ."
+        )
+    layer = DifferentiableSpectrogram(
+        config["hop_length"], config["init_lambd"], normalize_window=config["normalize_window"]
+    )
+    return layer, config["n_points"] + 1
+
+
+def log_mel(config):
+    layer = DMEL(
+        config["resample_rate"],
+        config["n_mels"],
+        config["hop_length"],
+        config["init_lambd"],
+        normalize_window=config["normalize_window"],
+        log=config["energy_normalize"],
+        optimized=config["optimized"],
+    )
+    return layer, config["n_mels"]
+
+
+# Heads: frames, bands, number of classes, config -> module that takes (batch, 1, frames, bands) and gives logits.
+
+
+def linear(frames, bands, n_classes, config):
+    return nn.Sequential(nn.Flatten(), nn.Linear(frames * bands, n_classes))
+
+
+def dropout_linear(frames, bands, n_classes, config):
+    return nn.Sequential(nn.Dropout(DROPOUT), *linear(frames, bands, n_classes, config))
+
+
+def batchnorm_linear(frames, bands, n_classes, config):
+    return nn.Sequential(BandNorm(bands), *linear(frames, bands, n_classes, config))
+
+
+def mlp(frames, bands, n_classes, config):
+    return nn.Sequential(nn.Flatten(), nn.Linear(frames * bands, 128), nn.ReLU(), nn.Linear(128, n_classes))
+
+
+def dropout_mlp(frames, bands, n_classes, config):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(frames * bands, 32), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(32, n_classes)
+    )
+
+
+def convolution(frames, bands, n_classes, config):
+    return nn.Sequential(
+        nn.Conv2d(1, 32, kernel_size=5, padding="same"),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * frames * bands, 32),
+        nn.ReLU(),
+        nn.Linear(32, n_classes),
+    )
+
+
+def cnn6(frames, bands, n_classes, config):
+    net = Cnn6(bands, n_classes, augment=config["augment"])
+    if config["pretrained"]:
+        load_published(net, config.get("checkpoint_path"))
+    return net
+
+
+def one_hot_cross_entropy(logits, labels):
+    """Binary cross entropy of sigmoid outputs against one-hot labels, mean over batch and classes."""
+    return F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+
+
+MODELS = {  # model_name: (front end, head, loss of logits and labels)
+    "linear_net": (power_spectrogram, linear, F.cross_entropy),
+    "bn_linear_net": (power_spectrogram, batchnorm_linear, F.cross_entropy),
+    "mlp_net": (power_spectrogram, mlp, F.cross_entropy),
+    "conv_net": (power_spectrogram, convolution, F.cross_entropy),
+    "mel_linear_net": (log_mel, dropout_linear, F.cross_entropy),
+    "mel_mlp_net": (log_mel, dropout_mlp, F.cross_entropy),
+    "mel_conv_net": (log_mel, convolution, F.cross_entropy),
+    "panns_cnn6": (log_mel, cnn6, one_hot_cross_entropy),
+}
+
+
+def build(config):
+    """The network of a config and its loss function; raises InputError where it cannot be built."""
+    if config["model_name"] not in MODELS:
+        raise InputError(f"config: model_name '{config['model_name']}' is not one of {', '.join(MODELS)}.")
+    front_end, head, loss_function = MODELS[config["model_name"]]
+    spectrogram_layer, bands = front_end(config)
+    spectrogram_layer.lambd.requires_grad_(config["trainable"])
+    frames = config["n_points"] // config["hop_length"] + 1
+    n_classes = N_CLASSES[config["dataset_name"]]
+    return SpectrogramNet(spectrogram_layer, head(frames, bands, n_classes, config)), loss_function
+
+
+class BandNorm(nn.BatchNorm1d):
+    """Batch norm over frequency bands, input and output shape = (batch, 1, frames, bands)."""
+
+    def forward(self, x):
+        bands_second = x.squeeze(1).transpose(1, 2)  # (batch, bands, frames)
+        return super().forward(bands_second).transpose(1, 2).unsqueeze(1)
+
+
+class Cnn6(nn.Module):
+    """Cnn6 of Kong et al., "PANNs: Large-scale pretrained audio neural networks for audio pattern recognition", 2020.
+
+    Input shape = (batch, 1, time, mel), output logits, shape = (batch, n_classes). augment masks up to 64 frames and up
+    to 8 mel bands of every training example with 0.
+    """
+
+    def __init__(self, n_mels, n_classes, augment=False):
+        super().__init__()
+        self.augment = augment
+        self.bn1 = nn.BatchNorm2d(n_mels)
+        self.conv_block1 = ConvBlock(1, 64)
+        self.conv_block2 = ConvBlock(64, 128)
+        self.conv_block3 = ConvBlock(128, 256)
+        self.conv_block4 = ConvBlock(256, 512)
+        self.fc1 = nn.Linear(512, 512)
+        self.fc_esc50 = nn.Linear(512, n_classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x):
+        x = self.bn1(x.transpose(1, 3)).transpose(1, 3)  # (batch, 1, time, mel)
+        if self.training and self.augment:
+            x = torchaudio.functional.mask_along_axis_iid(x, mask_param=64, mask_value=0.0, axis=2)
+            x = torchaudio.functional.mask_along_axis_iid(x, mask_param=8, mask_value=0.0, axis=3)
+        for block in (self.conv_block1, self.conv_block2, self.conv_block3, self.conv_block4):
+            x = block(x)
+        x = x.mean(dim=3)  # (batch, 512, time // 16)
+        x = x.amax(dim=2) + x.mean(dim=2)  # (batch, 512)
+        x = F.dropout(x, 0.5, self.training)
+        x = F.dropout(F.relu(self.fc1(x)), 0.5, self.training)
+        return self.fc_esc50(x)
+
+
+class ConvBlock(nn.Module):
+    """5×5 convolution, batch norm, ReLU, 2×2 average pool, dropout."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=5, padding=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x):
+        x = F.avg_pool2d(F.relu(self.bn1(self.conv1(x))), kernel_size=2)
+        return F.dropout(x, DROPOUT, self.training)
+
+
+def load_published(net, path):
+    """Fills a Cnn6 with the weights of the published AudioSet checkpoint at path, all but the classifier.
+
+    Raises InputError where there is no such file, or it is not that checkpoint.
+    """
+    if not path or not os.path.isfile(path):
+        raise InputError(f"config: checkpoint_path '{path}' is not a file: fetch {CNN6_CHECKPOINT} and name it.")
+    # Beside the weights the file may hold numpy arrays and numbers of the authors' sampler, under numpy 1's names.
+    numpy_globals = [np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd")]
+    for function in (np._core.multiarray._reconstruct, np._core.multiarray.scalar):
+        numpy_globals += [function, (function, f"numpy.core.multiarray.{function.__name__}")]
+    try:
+        with torch.serialization.safe_globals(numpy_globals):
+            published = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        weights = {
+            key: published[key.replace("bn1", "bn0", 1) if key.startswith("bn1.") else key]
+            for key in net.state_dict()
+            if not key.startswith("fc_esc50.")
+        }
+        net.load_state_dict(weights, strict=False)
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        raise InputError(f"config: checkpoint_path '{path}' is not {CNN6_CHECKPOINT}: {error}") from None

@@ -1,0 +1,109 @@
+"""The experiments: every function of this file is one, a Ray Tune search space for a number of epochs.
+
+    python main.py --name=time_frequency --max_epochs=1000
+
+Edit a value, or add a function of your own and run it by its name. tune.grid_search([...]) tries every value, together
+with every value of every other grid; tune.uniform, tune.choice and the like draw one per trial. --num_samples repeats
+all of it.
+"""
+
+from ray import tune
+
+from datasets import CLIP_SECONDS, SAMPLE_RATE
+from dmel import WINDOW_SIGMAS
+
+# Every key that a search space may have; any other is refused.
+KEYS = {
+    "dataset_name": "audio_mnist, esc50 or time_frequency",
+    "model_name": "a network of models.py",
+    "n_mels": "number of mel filters",
+    "hop_length": "step between frames, in samples",
+    "energy_normalize": "True: the network sees the logarithm of the mel spectrogram, False: the mel spectrogram",
+    "optimized": "True: window and FFT as long as 6λ needs, False: as the whole clip, always",
+    "normalize_window": "divide the window by the root of its energy",
+    "augment": "SpecAugment in panns_cnn6",
+    "pretrained": "start panns_cnn6 from the published AudioSet weights",
+    "checkpoint_path": "file with these weights",
+    "optimizer_name": "adam or sgd",
+    "lr_model": "learning rate of the network",
+    "lr_tf": "learning rate of λ",
+    "batch_size": "clips per step",
+    "trainable": "True: λ is trained (DMEL), False: it stays at init_lambd (baseline)",
+    "max_epochs": "epochs at most",
+    "patience": "epochs without a lower validation loss after which a trial ends",
+    "device": "cuda:0 or cpu; without a CUDA device the CPU is taken",
+    "resample_rate": "sample rate of the clips, Hz",
+    "init_lambd": "λ to start from, in samples: resample_rate · window length in seconds / 6",
+    "n_points": "samples per clip",
+    "n_samples": "time_frequency: number of clips drawn",
+    "noise_std": "time_frequency: noise is uniform from 0 to this",
+    "sigma_ref": "time_frequency: width of a pulse, in samples",
+    "center_offset": "time_frequency: displace the pulses at random in time and frequency",
+    "split": "division of recordings: a name in SPLITS of datasets.py or {'train': [groups], 'valid': …, 'test': …}",
+    "seed": "given by main.py: --seed for the first run, one more for each further run",
+}
+
+WINDOW_SECONDS = (0.010, 0.035, 0.300)
+SIGMA_REF = 6.38  # samples, about sqrt(128 / π): a pulse is as wide in time as in frequency
+COMMON = {
+    "normalize_window": False,
+    "lr_tf": 1.0,
+    "trainable": tune.grid_search([True, False]),
+    "patience": 100,
+    "device": "cuda:0",
+}
+RECORDINGS = {
+    **COMMON,
+    "n_mels": 64,
+    "hop_length": SAMPLE_RATE // 100,  # 10 ms
+    "energy_normalize": True,
+    "optimized": True,
+    "augment": False,
+    "pretrained": False,
+    "optimizer_name": "adam",
+    "lr_model": 1e-4,
+    "resample_rate": SAMPLE_RATE,
+    "init_lambd": tune.grid_search([SAMPLE_RATE * seconds / WINDOW_SIGMAS for seconds in WINDOW_SECONDS]),
+}
+
+
+def audio_mnist(max_epochs):
+    return {
+        **RECORDINGS,
+        "dataset_name": "audio_mnist",
+        "model_name": "mel_linear_net",
+        "batch_size": 64,
+        "n_points": SAMPLE_RATE * CLIP_SECONDS["audio_mnist"],
+        "max_epochs": max_epochs,
+    }
+
+
+def esc50(max_epochs):
+    return {
+        **RECORDINGS,
+        "dataset_name": "esc50",
+        "model_name": "panns_cnn6",
+        "batch_size": 32,
+        "n_points": SAMPLE_RATE * CLIP_SECONDS["esc50"],
+        "max_epochs": max_epochs,
+    }
+
+
+def time_frequency(max_epochs):
+    return {
+        **COMMON,
+        "dataset_name": "time_frequency",
+        "model_name": "linear_net",
+        "hop_length": 1,
+        "optimized": False,
+        "optimizer_name": "sgd",
+        "lr_model": 1e-3,
+        "batch_size": 128,
+        "init_lambd": tune.grid_search([SIGMA_REF * factor for factor in (0.2, 1.0, 5.0)]),
+        "n_points": 128,
+        "n_samples": 5000,
+        "noise_std": 0.5,
+        "sigma_ref": SIGMA_REF,
+        "center_offset": False,
+        "max_epochs": max_epochs,
+    }
