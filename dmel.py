@@ -175,7 +175,7 @@ class _BlockwiseFeatures(torch.autograd.Function):
 
 
 def _blocks(frames, frame_size):
-    """Slices (clips, frames) that cut frames, shape = (clips, frames, length), into blocks; frame_size: samples each."""
+    """Slices (clips, frames) that cut frames, shape = (clips, frames, length), into blocks, a frame of frame_size."""
     n_clips, n_frames, _ = frames.shape
     per_block = max(1, (CPU_BLOCK if frames.device.type == "cpu" else GPU_BLOCK) // frame_size)
     clip_step = max(1, per_block // n_frames)
