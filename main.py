@@ -58,7 +58,7 @@ def main():
         name, sample_rate, n_points = (search_space[key] for key in keys)
         recordings = datasets.load_recordings(name, args.data_dir, sample_rate, n_points)
         datasets.split_recordings(name, recordings.groups, search_space.get("split"))
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     resources = choose_resources(args)
     trainable = tune.with_resources(tune.with_parameters(run_trial, recordings=recordings), resources)
 

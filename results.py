@@ -73,9 +73,10 @@ class Experiment:
         return {seed for batch in self.record["batches"] for seed in batch["seeds"]}
 
     def trials(self, batch):
-        """Results of a batch's trials, tune.Result each; empty where Ray had not yet written any."""
+        """Results of a batch's trials, tune.Result each, in order; empty where Ray had not yet written any."""
         try:
-            return list(tune.ResultGrid(tune.ExperimentAnalysis(str(self.folder / batch["folder"]))))
+            results = tune.ResultGrid(tune.ExperimentAnalysis(str(self.folder / batch["folder"])))
+            return sorted(results, key=lambda trial: trial.path)
         except ValueError:  # no experiment state in the folder
             return []
 

@@ -1,0 +1,70 @@
+#!/bin/sh
+# The whole reproduction, from the download to the tables:
+#
+#     sh doit.sh          the three experiments of the paper
+#     sh doit.sh quick    time_frequency alone, 40 epochs, no download: some minutes on two cores
+#
+# Run it again after an interruption: it continues. Settings, from the environment: EXPERIMENTS, NUM_SAMPLES, MAX_EPOCHS,
+# DATA_DIR, RAY_RESULTS_DIR, ESC50_URL, AUDIO_MNIST_URL, see README.md.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+
+case "$*" in
+"")
+    : "${EXPERIMENTS:=audio_mnist time_frequency esc50}"
+    : "${RAY_RESULTS_DIR:=$here/ray_results}"
+    ;;
+quick)
+    : "${EXPERIMENTS:=time_frequency}"
+    : "${RAY_RESULTS_DIR:=$here/ray_results_quick}"
+    : "${MAX_EPOCHS:=40}"
+    ;;
+*)
+    echo "doit.sh: unknown argument '$*': the only one is quick." >&2
+    exit 1
+    ;;
+esac
+: "${MAX_EPOCHS:=1000}"
+: "${NUM_SAMPLES:=1}"
+: "${DATA_DIR:=$here/data}"
+export EXPERIMENTS RAY_RESULTS_DIR MAX_EPOCHS NUM_SAMPLES DATA_DIR
+
+datasets=
+for name in audio_mnist esc50; do
+    case "$EXPERIMENTS" in *"$name"*) datasets="$datasets $name" ;; esac
+done
+
+echo "Experiments: $EXPERIMENTS; runs: $NUM_SAMPLES; epochs at most: $MAX_EPOCHS"
+echo "Needs: 6 GB of disk for the Python packages${datasets:+, 8 GB for recordings and results}, 8 GB of memory."
+echo "Has: $(df -Pk "$here" | awk 'NR == 2 {printf "%d GB of disk", $4 / 1048576}')$(
+    awk '/MemAvailable/ {printf ", %d GB of memory", $2 / 1048576}' /proc/meminfo 2>/dev/null || :
+) free."
+
+. "$here/python_env.sh"
+"$PYTHON" - <<'PYTHON'
+import os, torch
+if torch.cuda.is_available():
+    print(f"Trains on {torch.cuda.get_device_name()}, four trials at a time.")
+else:
+    print(f"Trains on {os.cpu_count()} CPU cores, one trial each: there is no CUDA device.")
+PYTHON
+
+if [ -n "$datasets" ]; then
+    echo "== Data"
+    # shellcheck disable=SC2086 # a list of names
+    sh "$here/download_data.sh" $datasets
+fi
+echo "== Experiments"
+sh "$here/run_experiments.sh"
+echo "== Test predictions"
+sh "$here/run_test_predictions.sh"
+echo "== Tables"
+"$PYTHON" "$here/produce_tables.py" --ray_results_dir="$RAY_RESULTS_DIR" >"$RAY_RESULTS_DIR/tables.txt.tmp"
+mv "$RAY_RESULTS_DIR/tables.txt.tmp" "$RAY_RESULTS_DIR/tables.txt"
+cat "$RAY_RESULTS_DIR/tables.txt"
+echo "== Results"
+echo "$RAY_RESULTS_DIR/tables.txt"
+for name in $EXPERIMENTS; do
+    echo "$RAY_RESULTS_DIR/$name/$name.csv"
+    echo "$RAY_RESULTS_DIR/$name/experiment.json"
+done

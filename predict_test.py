@@ -1,0 +1,83 @@
+"""Tests the best network of every finished trial of an experiment.
+
+    python predict_test.py --ray_results_dir=ray_results --data_base_dir=data --dataset_name=esc50
+
+Writes RAY_RESULTS_DIR/NAME/NAME.csv, one row per trial: what it reported last, config/<key> for every key of its
+config, logdir, trial_id, training_iteration and test_accuracy (0..1).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import datasets
+import models
+import train
+from datasets import InputError
+from results import CHECKPOINT_FILE, Experiment, finished, write_whole
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Test the best network of every finished trial of an experiment.")
+    parser.add_argument("--ray_results_dir", default="ray_results", help="folder of all results (ray_results)")
+    parser.add_argument("--data_base_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
+    parser.add_argument("--dataset_name", required=True, help="the experiment: --name of main.py")
+    args = parser.parse_args()
+
+    experiment = Experiment(args.ray_results_dir, args.dataset_name)
+    if experiment.record is None:
+        raise InputError(f"no experiment in {experiment.folder}: train it with main.py --name={args.dataset_name}.")
+    trials = [trial for batch in experiment.record["batches"] for trial in experiment.trials(batch)]
+    done = [trial for trial in trials if finished(trial)]
+    if len(done) < len(trials):
+        left_out = len(trials) - len(done)
+        print(f"warning: {args.dataset_name}: {left_out} of {len(trials)} trials are not finished, left out")
+    if not done:
+        raise InputError(
+            f"no finished trial in {experiment.folder}: run main.py --name={args.dataset_name} to its end."
+        )
+
+    recordings = None
+    config = done[0].config
+    if config["dataset_name"] != "time_frequency":
+        recordings = datasets.load_recordings(
+            config["dataset_name"], args.data_base_dir, config["resample_rate"], config["n_points"]
+        )
+    rows = [
+        {**row(trial), "test_accuracy": test(trial, recordings)}
+        for trial in tqdm(done, desc=f"testing {args.dataset_name}", unit="trial")
+    ]
+    table = experiment.folder / f"{args.dataset_name}.csv"
+    write_whole(table, pd.DataFrame(rows).to_csv())
+    print(f"{args.dataset_name}: {len(rows)} trials tested, in {table}")
+
+
+def row(trial):
+    """The last report of a trial and its config, flat."""
+    metrics = {key: value for key, value in trial.metrics.items() if key != "config"}
+    config = {f"config/{key}": value for key, value in trial.config.items()}
+    return {**metrics, **config, "logdir": trial.path}
+
+
+def test(trial, recordings):
+    """Accuracy (0..1) of a trial's best network on its test split."""
+    config = trial.config
+    device = torch.device(config["device"] if torch.cuda.is_available() else "cpu")
+    with trial.checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder, CHECKPOINT_FILE), map_location="cpu", weights_only=True)
+    net, loss_function = models.build({**config, "pretrained": False})
+    net.load_state_dict(state["best_net"])
+    data = datasets.load(config, recordings).to(device)
+    _, accuracy = train.evaluate(net.to(device), loss_function, data, data.splits["test"], config["batch_size"])
+    return accuracy
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"predict_test.py: {error}")
