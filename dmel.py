@@ -232,7 +232,7 @@ def _transform(x, lambd, hop_length, adaptive, normalize_window, filters_of, log
         features = _BlockwiseFeatures.apply(
             padded, lambd.to(clips.dtype), length, n_fft, hop_length, normalize_window, filters_of(n_fft, clips), log
         )
-    return features.unflatten(0, x.shape[:-1]).transpose(-1, -2)
+    return features.reshape(*x.shape[:-1], *features.shape[1:]).transpose(-1, -2)
 
 
 def _check_layer(hop_length, init_lambd):

@@ -1,0 +1,65 @@
+"""Where the optional test data lies, and a copy of the scripts to run as a user would."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golden/ and data/, see tests/README.md
+
+torch.set_num_threads(2)
+
+
+def shared(path):
+    """A file or folder of the test data; without it the test is skipped, in CI it fails."""
+    if not (SHARED / path).exists():
+        reason = f"{SHARED / path} is not there: DMEL_TEST_DATA names the folder that holds golden/ and data/"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return SHARED / path
+
+
+TINY_SPACES = """
+
+def tiny(max_epochs):
+    return {**time_frequency(max_epochs), "n_samples": 300, "init_lambd": tune.grid_search([1.276, 31.9])}
+
+
+def tiny_uniform(max_epochs):
+    return {**tiny(max_epochs), "init_lambd": tune.uniform(1.0, 30.0), "lr_model": tune.choice([1e-3, 1e-2])}
+"""
+
+
+class Project:
+    """A copy of the scripts in a folder of its own, with two small experiments added to search_spaces.py."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for pattern in ("*.py", "*.sh", "*.txt"):
+            for path in ROOT.glob(pattern):
+                shutil.copy(path, folder)
+        with open(folder / "search_spaces.py", "a") as file:
+            file.write(TINY_SPACES)
+
+    def run(self, *command, check=True, **environment):
+        """Runs `python script ...` or `sh script ...`; returns the finished process, its output as text."""
+        program = {".py": sys.executable, ".sh": "sh"}[Path(command[0]).suffix]
+        result = subprocess.run(
+            [program, *map(str, command)],
+            cwd=self.folder,
+            env=os.environ | {"DMEL_PYTHON": sys.executable} | {key: str(value) for key, value in environment.items()},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        return result
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("project"))
