@@ -10,6 +10,7 @@ it was made from; it is made again when that changes. Training reads the cache o
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -227,9 +228,9 @@ def read_cache(cache):
     try:
         index = json.loads(cache.with_suffix(".json").read_text())
         clips = np.load(cache, mmap_mode="r")
-    except (OSError, ValueError):
+        intact = clips.shape == (index["n_files"], index["n_points"]) and clips.dtype == np.float32
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
-    intact = clips.shape == (index["n_files"], index["n_points"]) and clips.dtype == np.float32
     return (np.asarray(clips), index) if intact else None
 
 
@@ -257,7 +258,8 @@ def write_cache(cache, folder, index, name):
     except OSError as error:
         raise InputError(f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another folder.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read_recording(path, sample_rate):

@@ -1,0 +1,218 @@
+"""The eight networks, Cnn6 against the original, the published checkpoint."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+
+import models
+import search_spaces
+from datasets import N_CLASSES, InputError
+from dmel import DMEL, DifferentiableSpectrogram
+
+SPECTROGRAM_MODELS = ("linear_net", "bn_linear_net", "mlp_net", "conv_net")
+
+
+def config_of(model_name, **changes):
+    space = search_spaces.time_frequency if model_name in SPECTROGRAM_MODELS else search_spaces.audio_mnist
+    config = space(1) | {"model_name": model_name, "trainable": True, "init_lambd": 20.0, "seed": 0}
+    if config["dataset_name"] == "time_frequency":
+        config["n_points"] = 32
+    return config | changes
+
+
+@pytest.mark.parametrize("model_name", models.MODELS)
+def test_every_model_learns_from_its_features(model_name):
+    config = config_of(model_name)
+    net, loss_function = models.build(config)
+    clips = torch.randn(2, config["n_points"])
+    logits, features = net(clips)
+    is_spectrogram = model_name in SPECTROGRAM_MODELS
+    assert isinstance(net.spectrogram_layer, DifferentiableSpectrogram if is_spectrogram else DMEL)
+    assert features.shape == ((2, 1, 33, 33) if is_spectrogram else (2, 1, 64, 101))
+    assert logits.shape == (2, N_CLASSES[config["dataset_name"]])
+    loss_function(logits, torch.tensor([0, 1])).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+    assert net.spectrogram_layer.lambd.grad != 0
+
+
+@pytest.mark.parametrize("model_name", models.MODELS)
+def test_dropout_acts_in_training_only(model_name):
+    config = config_of(model_name)
+    net, _ = models.build(config)
+    clips = torch.randn(2, config["n_points"])
+    has_dropout = model_name in ("mel_linear_net", "mel_mlp_net", "panns_cnn6")
+    assert torch.equal(net(clips)[0], net(clips)[0]) != has_dropout
+    net.eval()
+    assert torch.equal(net(clips)[0], net(clips)[0])
+
+
+def test_batch_norm_normalizes_every_frequency_bin():
+    net, _ = models.build(config_of("bn_linear_net"))
+    spectrogram = torch.rand(8, 1, 20, 33) * torch.arange(1, 34)  # (batch, 1, frames, bands)
+    normalized = net.head[0](spectrogram)
+    torch.testing.assert_close(normalized.mean(dim=(0, 1, 2)), torch.zeros(33), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normalized.std(dim=(0, 1, 2)), torch.ones(33), atol=1e-2, rtol=0)
+
+
+def test_fixed_window_has_no_gradient():
+    net, _ = models.build(config_of("mel_linear_net", trainable=False))
+    assert not net.spectrogram_layer.lambd.requires_grad
+
+
+def test_energy_normalize_is_the_logarithm():
+    clips = torch.randn(2, 8000)
+    log_mel, mel = (models.build(config_of("mel_linear_net", energy_normalize=on))[0](clips)[1] for on in (True, False))
+    torch.testing.assert_close(log_mel, (mel + 1e-10).log())
+
+
+def test_panns_loss_is_binary_cross_entropy_of_sigmoid_outputs():
+    logits, labels = torch.randn(4, 10), torch.tensor([3, 1, 9, 0])
+    expected = torch.nn.functional.binary_cross_entropy(logits.sigmoid(), torch.eye(10)[labels])
+    torch.testing.assert_close(models.MODELS["panns_cnn6"][2](logits, labels), expected)
+
+
+@pytest.mark.parametrize("model_name", ["linear_net", "conv_net"])
+def test_spectrogram_models_refuse_the_adaptive_mode(model_name):
+    with pytest.raises(InputError, match="optimized: False"):
+        models.build(config_of(model_name, optimized=True))
+
+
+def test_unknown_model_lists_what_exists():
+    with pytest.raises(InputError, match=r"resnet.*mel_linear_net"):
+        models.build(config_of("resnet"))
+
+
+def golden_weights(keys, state):
+    """Weights drawn by a key's position, as the golden vectors' README says."""
+    for position, key in enumerate(keys):
+        random, shape = np.random.RandomState(position), tuple(state[key].shape)
+        if key.endswith("num_batches_tracked"):
+            continue
+        if key.endswith("running_var") or (key.endswith("weight") and len(shape) == 1):
+            values = random.uniform(0.5, 1.5, shape)
+        elif key.endswith(("running_mean", "bias")):
+            values = random.uniform(-0.1, 0.1, shape)
+        else:
+            values = random.uniform(-1, 1, shape) * np.sqrt(3 / np.prod(shape[1:]))
+        state[key] = torch.tensor(values, dtype=torch.float32)
+    return state
+
+
+def test_golden_cnn6():
+    arrays = np.load(shared("golden/cnn6.npz"))
+    meta = json.loads(str(arrays["meta"]))
+    net = models.Cnn6(meta["n_mels"], meta["n_classes"]).eval()
+    assert sorted(net.state_dict()) == sorted(meta["keys"])
+    assert sum(parameter.numel() for parameter in net.parameters()) == meta["params"]
+    net.load_state_dict(golden_weights(meta["keys"], net.state_dict()))
+    outputs = torch.sigmoid(net(torch.from_numpy(arrays["x"])))
+    torch.testing.assert_close(outputs, torch.from_numpy(arrays["y"]), atol=1e-5, rtol=1e-5)
+
+
+def test_cnn6_starts_from_xavier_weights():
+    net = models.Cnn6(64, 50)
+    for weight in (net.conv_block3.conv1.weight, net.fc1.weight):
+        fan_out, fan_in = (size * weight[0, 0].numel() for size in weight.shape[:2])
+        bound = (6 / (fan_in + fan_out)) ** 0.5
+        assert 0.99 * bound < weight.abs().max() <= bound
+    assert not net.fc1.bias.any() and not net.fc_esc50.bias.any()
+
+
+def test_augment_masks_time_and_frequency_in_training_only():
+    net = models.Cnn6(64, 50, augment=True)
+    seen = []
+    net.conv_block1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    torch.manual_seed(0)
+    x = torch.randn(40, 1, 120, 64)
+    net(x)
+    net.eval()(x)
+    masked, plain = (features.squeeze(1) == 0 for features in seen)
+    assert not plain.any()
+    frames, bands = masked.all(dim=2).sum(dim=1), masked.all(dim=1).sum(dim=1)  # per example
+    assert frames.max() <= 64 and frames.max() > 32 and len(frames.unique()) > 5
+    assert bands.max() <= 8 and bands.max() > 4 and len(bands.unique()) > 3
+
+
+def published_checkpoint(path, **extra):
+    """A file with the keys and shapes of the published Cnn6 checkpoint."""
+    state = models.Cnn6(64, 527).state_dict()
+    published = {
+        key.replace("bn1.", "bn0.", 1) if key.startswith("bn1.") else key.replace("fc_esc50", "fc_audioset"): value
+        for key, value in golden_weights(sorted(state), state).items()
+    }
+    published |= {
+        "spectrogram_extractor.stft.conv_real.weight": torch.zeros(257, 1, 512),
+        "spectrogram_extractor.stft.conv_imag.weight": torch.zeros(257, 1, 512),
+        "logmel_extractor.melW": torch.zeros(257, 64),
+    }
+    sampler = {"indexes": np.arange(4), "pointer": np.int64(2), "weights": np.ones((2, 2))}
+    torch.save({"iteration": 600000, "model": published, "sampler": sampler} | extra, path)
+    return state
+
+
+def test_published_checkpoint(tmp_path):
+    path = tmp_path / "Cnn6.pth"
+    expected = published_checkpoint(path)
+    net, _ = models.build(config_of("panns_cnn6", pretrained=True, checkpoint_path=str(path)))
+    for key, value in net.head.state_dict().items():
+        if not key.startswith("fc_esc50."):
+            torch.testing.assert_close(value, expected[key])
+    assert net.head.fc_esc50.weight.shape == (10, 512)
+
+
+def test_published_checkpoint_of_numpy_1(tmp_path):
+    path = tmp_path / "Cnn6.pth"
+    published_checkpoint(path)
+    torch.save(torch.load(path, weights_only=False), path, pickle_module=NumpyOnePickle)
+    assert b"numpy.core.multiarray" in path.read_bytes() and b"numpy._core.multiarray" not in path.read_bytes()
+    models.build(config_of("panns_cnn6", pretrained=True, checkpoint_path=str(path)))
+
+
+class NumpyOnePickle:
+    """The pickle module, naming numpy's globals as numpy 1 did."""
+
+    class Pickler(pickle._Pickler):
+        def save_global(self, obj, name=None):
+            if getattr(obj, "__module__", "") == "numpy._core.multiarray":
+                self.write(pickle.GLOBAL + f"numpy.core.multiarray\n{obj.__name__}\n".encode())
+                self.memoize(obj)
+            else:
+                super().save_global(obj, name)
+
+        dispatch = pickle._Pickler.dispatch | {type(lambda: 0): save_global, type(len): save_global}
+
+
+@pytest.mark.parametrize("path", [None, "nowhere.pth"])
+def test_missing_checkpoint_names_its_source(path):
+    with pytest.raises(InputError, match="zenodo"):
+        models.build(config_of("panns_cnn6", pretrained=True, checkpoint_path=path))
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", {"model": {}}, {"model": Malicious()}])
+def test_file_that_is_no_checkpoint(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match="is not Cnn6_mAP"):
+        models.build(config_of("panns_cnn6", pretrained=True, checkpoint_path=str(path)))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_checkpoint_of_another_shape(tmp_path):
+    path = tmp_path / "Cnn6.pth"
+    published_checkpoint(path)
+    with pytest.raises(InputError, match="size mismatch"):
+        models.build(config_of("panns_cnn6", n_mels=40, pretrained=True, checkpoint_path=str(path)))
