@@ -68,7 +68,7 @@ def notes(trials):
     """One line for each further key of the config that varies within a cell and so is averaged over."""
     for column in trials.filter(like="config/").columns:
         if column not in VARIED and (trials.groupby([*CELL, "config/trainable"])[column].nunique() > 1).any():
-            yield f"averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique())}"
+            yield f"averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}"
 
 
 def table_rows(trials):

@@ -13,6 +13,8 @@ import models
 from datasets import InputError
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+TRIAL_KEYS = ("batch_size", "max_epochs", "patience", "device")  # read here, beside those of networks and optimizers
+PULSES_KEYS = ("n_samples", "n_points", "noise_std", "sigma_ref", "center_offset")
 
 
 def train(config, data, report, state=None):
@@ -134,9 +136,12 @@ def check(config):
     try:
         if config["optimizer_name"] not in OPTIMIZERS:
             raise InputError(f"config: optimizer_name '{config['optimizer_name']}' is not one of {list(OPTIMIZERS)}.")
+        for key in TRIAL_KEYS + (PULSES_KEYS if config["dataset_name"] == "time_frequency" else ()):
+            config[key]
         with torch.device("meta"):  # shapes without memory
-            models.build(config)
+            net, _ = models.build(config)
+        make_optimizer(net, config)
     except KeyError as error:
-        raise InputError(f"config: key {error} is missing, and {config['model_name']} needs it.") from None
-    except (ValueError, FileNotFoundError) as error:
+        raise InputError(f"config: key {error} is missing: add it to the search space.") from None
+    except ValueError as error:
         raise InputError(str(error)) from None

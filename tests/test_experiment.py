@@ -1,0 +1,271 @@
+"""main.py, predict_test.py and produce_tables.py as a user runs them, through real Ray."""
+
+import glob
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+import main
+import search_spaces
+from datasets import InputError
+
+ORIGINAL_COLUMNS = {
+    *["loss", "valid_loss", "valid_acc", "best_valid_acc", "best_valid_loss", "lambd_est", "best_lambd_est", "energy"],
+    *["logdir", "trial_id", "training_iteration", "test_accuracy", "config/trainable", "config/init_lambd"],
+}
+
+
+def train_tiny(project, *flags, **options):
+    return project.run("main.py", "--name=tiny", "--max_epochs=2", *flags, **options)
+
+
+def read_table(project, name="tiny"):
+    return pd.read_csv(project.folder / "ray_results" / name / f"{name}.csv", index_col=0)
+
+
+def test_grid_is_trained_tested_and_tabulated(project):
+    output = train_tiny(project).stdout
+    assert "No CUDA device: training on the CPU" in output
+    for column in ("init_lambd", "trainable", "model_name", *main.METRIC_COLUMNS):
+        assert column in output
+    assert "Number of trials: 4/4" in output
+
+    project.run("predict_test.py", "--ray_results_dir=ray_results", "--data_base_dir=data", "--dataset_name=tiny")
+    trials = read_table(project)
+    assert set(trials) >= ORIGINAL_COLUMNS | {f"config/{key}" for key in search_spaces.time_frequency(2)}
+    assert len(trials) == 4
+    assert trials["test_accuracy"].between(0.2, 1).all()
+    assert set(trials["config/seed"]) == {0}
+    assert set(trials["training_iteration"]) == {2}
+    baseline = trials[~trials["config/trainable"]]
+    assert (baseline["best_lambd_est"] - baseline["config/init_lambd"]).abs().max() < 1e-5
+    assert all(os.path.isdir(folder) for folder in trials["logdir"])
+
+    tables = project.run("produce_tables.py").stdout
+    assert "% esc50: no results yet" in tables and "% tiny: 4 trials" in tables
+    rows = re.findall(r"LinearNet & ([\d.]+) & .* & (DSPEC|baseline) & \$([\d.]+)\$", tables)
+    assert [row[:2] for row in rows] == [
+        ("1.3", "DSPEC"),
+        ("1.3", "baseline"),
+        ("31.9", "DSPEC"),
+        ("31.9", "baseline"),
+    ]
+    expected = trials.sort_values(["config/init_lambd", "config/trainable"], ascending=[True, False])["test_accuracy"]
+    assert [float(row[2]) for row in rows] == pytest.approx((100 * expected).tolist(), abs=0.051)
+
+
+def test_finished_experiment_is_left_alone_and_runs_are_added(project):
+    train_tiny(project)
+    finished_files = {path: os.stat(path).st_mtime_ns for path in progress_files(project, "tiny")}
+    assert "all trials are finished" in train_tiny(project).stdout
+    assert "Number of trials: 4/4" in train_tiny(project, "--num_samples=2").stdout
+    files = {path: os.stat(path).st_mtime_ns for path in progress_files(project, "tiny")}
+    assert files.items() >= finished_files.items() and len(files) == 8
+    project.run("predict_test.py", "--dataset_name=tiny")
+    trials = read_table(project)
+    assert (
+        trials.groupby(["config/init_lambd", "config/trainable"])["config/seed"].apply(sorted).tolist() == [[0, 1]] * 4
+    )
+
+    record = json.loads((project.folder / "ray_results" / "tiny" / "experiment.json").read_text())
+    assert [batch["seeds"] for batch in record["batches"]] == [[0], [1]]
+    for batch in record["batches"]:
+        assert "main.py --name=tiny" in batch["command"] and batch["versions"]["torch"].startswith("2.11.0")
+        assert batch["hardware"]["cpu_cores"] == os.cpu_count() and batch["git_commit"]
+
+    refused = train_tiny(project, "--max_epochs=3", check=False)
+    assert refused.returncode != 0
+    assert refused.stderr.strip().count("\n") == 0
+    assert "max_epochs: 2 there, 3 now" in refused.stderr and "tiny_2" in refused.stderr
+
+
+def progress_files(project, name):
+    return glob.glob(str(project.folder / "ray_results" / name / "seeds_*" / "*" / "progress.csv"))
+
+
+def test_random_search_space_by_a_name_that_contains_it(project):
+    project.run("main.py", "--name=my_tiny_uniform_3", "--max_epochs=1", "--num_samples=2")
+    project.run("predict_test.py", "--dataset_name=my_tiny_uniform_3")
+    trials = read_table(project, "my_tiny_uniform_3")
+    assert len(trials) == 4
+    assert trials["config/init_lambd"].nunique() == 4 and trials["config/init_lambd"].between(1, 30).all()
+    assert set(trials["config/lr_model"]) <= {1e-3, 1e-2}
+    assert "% my_tiny_uniform_3: 4 trials" in project.run("produce_tables.py").stdout
+
+
+def test_interrupted_experiment_continues(project):
+    command = [sys.executable, "main.py", "--name=tiny_interrupted", "--max_epochs=60"]
+    process = subprocess.Popen(command, cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not progress_files(project, "tiny_interrupted"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode != 0 and "the same command continues" in output
+
+    unfinished = project.run("predict_test.py", "--dataset_name=tiny_interrupted", check=False)
+    assert "not finished" in unfinished.stdout + unfinished.stderr
+
+    project.run(*command[1:])
+    project.run("predict_test.py", "--dataset_name=tiny_interrupted")
+    trials = read_table(project, "tiny_interrupted")
+    assert len(trials) == 4 and trials["finished"].all()
+    assert set(trials["training_iteration"]) == {60}
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        ("esc50", "esc50"),
+        ("audio_mnist_run2", "audio_mnist"),
+        ("my_time_frequency", "time_frequency"),
+        ("esc50_or_audio_mnist", "audio_mnist"),
+    ],
+)
+def test_names_select_search_spaces(name, space):
+    assert main.select_search_space(name) is getattr(search_spaces, space)
+
+
+WRONG = {
+    "unknown name": (["--name=esc51"], r"esc51 contains none .*: audio_mnist, esc50, time_frequency"),
+    "no epochs": (["--name=esc50", "--max_epochs=0"], r"--max_epochs=0 must be 1 or more"),
+    "no runs": (["--name=esc50", "--num_samples=0"], r"--num_samples=0 must be 1 or more"),
+    "missing data": (["--name=esc50", "--data_dir=nowhere"], r"no recordings in 'nowhere.*download_data"),
+    "results folder": (["--name=esc50", "--ray_root_dir=file"], r"cannot write .*--ray_root_dir"),
+    "too many CPUs": (["--name=time_frequency", "--cpus_per_trial=999"], r"--cpus_per_trial=999 cannot be met"),
+    "no GPU": (["--name=time_frequency", "--gpus_per_trial=0.25"], r"--gpus_per_trial=0.25 cannot be met"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_one_sentence(case, tmp_path, monkeypatch):
+    arguments, message = WRONG[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+    monkeypatch.setattr(main.ray, "init", lambda **options: None)
+    monkeypatch.setattr(main.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(InputError, match=message) as error:
+        main.main()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 1e-3}, "unknown key lr; known are dataset_name"),
+        ({"model_name": "resnet"}, "model_name 'resnet' is not one of linear_net"),
+        ({"model_name": search_spaces.tune.grid_search(["linear_net", "resnet"])}, "model_name 'resnet'"),
+        ({"dataset_name": "time"}, "dataset_name 'time' is not one of"),
+        ({"n_points": search_spaces.tune.choice([64, 128])}, "n_points must be one value"),
+    ],
+)
+def test_wrong_search_spaces_are_refused_before_training(changes, message):
+    with pytest.raises(InputError, match=message):
+        main.check_search_space(search_spaces.time_frequency(1) | changes)
+
+
+def test_description_of_a_search_space_tells_domains_apart():
+    tune = search_spaces.tune
+    domains = [tune.uniform(1, 2), tune.uniform(1, 3), tune.loguniform(1, 2), tune.choice([1, 2]), tune.randint(1, 2)]
+    described = [json.dumps(main.describe({"key": domain})) for domain in domains]
+    assert len(set(described)) == len(domains)
+    assert described == [json.dumps(main.describe({"key": domain})) for domain in domains]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "flags", "expected"),
+    [
+        ({"CPU": 16.0, "GPU": 1.0}, {}, {"cpu": 4, "gpu": 0.25}),
+        ({"CPU": 2.0, "GPU": 1.0}, {}, {"cpu": 1, "gpu": 0.25}),
+        ({"CPU": 8.0}, {}, {"cpu": 1, "gpu": 0}),
+        ({"CPU": 8.0}, {"cpus_per_trial": 2.0}, {"cpu": 2.0, "gpu": 0}),
+        ({"CPU": 16.0, "GPU": 2.0}, {"gpus_per_trial": 1.0}, {"cpu": 4, "gpu": 1.0}),
+    ],
+)
+def test_resources_fit_the_machine(cluster, flags, expected, monkeypatch):
+    monkeypatch.setattr(main.ray, "cluster_resources", lambda: cluster)
+    args = main.argparse.Namespace(**{"cpus_per_trial": None, "gpus_per_trial": None} | flags)
+    assert main.choose_resources(args) == expected
+
+
+def test_predict_test_without_an_experiment(project):
+    result = project.run("predict_test.py", "--dataset_name=nothing", check=False)
+    assert result.returncode != 0 and "no experiment in" in result.stderr and result.stderr.strip().count("\n") == 0
+
+
+# Tables from CSV files alone
+
+
+def write_csv(folder, name, rows, resample_rate=8000, model="panns_cnn6"):
+    columns = ["config/init_lambd", "config/trainable", "best_lambd_est", "test_accuracy", "config/seed"]
+    trials = pd.DataFrame(rows, columns=columns).assign(**{"config/model_name": model})
+    if resample_rate:
+        trials["config/resample_rate"] = resample_rate
+    (folder / name).mkdir()
+    trials.to_csv(folder / name / f"{name}.csv")
+
+
+def test_tables_of_the_paper(project, tmp_path):
+    short, long = 8000 * 0.010 / 6, 8000 * 0.3 / 6
+    write_csv(
+        tmp_path,
+        "esc50",
+        [
+            (long, True, 400.0, 0.5, 0),
+            (short, True, -53.4, 0.94, 0),
+            (short, True, 46.7, 0.95, 1),
+            (short, True, 47.0, 0.96, 2),
+            (short * (1 + 1e-15), False, 13.333334, 0.90, 0),
+            (short, False, 13.333334, 0.92, 1),
+        ],
+    )
+    tables = project.run("produce_tables.py", f"--ray_results_dir={tmp_path}").stdout
+    assert (
+        r"""
+Model & $l_{\lambda_{init}}$ & $l_{\lambda_{est}}$ & Method & Accuracy \\
+\hline \hline
+CNN6 & 10 ms & (35, 40) ms & DMEL & $95.0 \pm 1.0$ \\
+CNN6 & 10 ms & 10 ms & baseline & $91.0 \pm 1.4$ \\
+\hline
+CNN6 & 300 ms & (300, 300) ms & DMEL & $50.0$ \\
+\hline
+"""
+        in tables
+    )
+    assert "| CNN6 | 10 ms | (35, 40) ms | DMEL | 95.0 ± 1.0 | 3 |" in tables
+    assert "% audio_mnist: no results yet" in tables and "% time_frequency: no results yet" in tables
+
+
+def test_tables_follow_the_paper_s_order(project, tmp_path):
+    for name in ("time_frequency", "audio_mnist_run2", "other", "esc50"):
+        write_csv(tmp_path, name, [(5.0, False, 5.0, 0.5, 0)], None, "linear_net")
+    tables = project.run("produce_tables.py", f"--ray_results_dir={tmp_path}").stdout
+    assert re.findall(r"% (\w+):", tables) == ["esc50", "audio_mnist", "time_frequency", "audio_mnist_run2", "other"]
+
+
+def test_tables_say_what_they_average_over(project, tmp_path):
+    write_csv(tmp_path, "esc50", [(5.0, False, 5.0, 0.5, 0), (5.0, False, 5.0, 0.7, 0)])
+    path = tmp_path / "esc50" / "esc50.csv"
+    pd.read_csv(path, index_col=0).assign(**{"config/lr_model": [0.1, 0.2]}).to_csv(path)
+    tables = project.run("produce_tables.py", f"--ray_results_dir={tmp_path}").stdout
+    assert "averaged over lr_model: [0.1, 0.2]" in tables
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", None])
+def test_tables_without_results(project, tmp_path, content):
+    folder = tmp_path / "results"
+    if content is not None:
+        (folder / "esc50").mkdir(parents=True)
+        (folder / "esc50" / "esc50.csv").write_text(content)
+    result = project.run("produce_tables.py", f"--ray_results_dir={folder}", check=False)
+    assert result.returncode != 0 and result.stderr.strip().count("\n") == 0
+    assert str(folder) in result.stderr

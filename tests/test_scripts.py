@@ -1,0 +1,150 @@
+"""The shell scripts as subprocesses: download from local git repositories, the whole chain, wrong calls."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT, shared
+
+GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """Bare git repositories of a few real recordings in the layouts of ESC-50 and AudioMNIST."""
+    folder = tmp_path_factory.mktemp("repositories")
+    esc50, audio_mnist = folder / "ESC-50", folder / "AudioMNIST"
+    (esc50 / "audio").mkdir(parents=True)
+    (esc50 / "meta").mkdir()
+    table = (shared("data/ESC-10") / "meta" / "esc50.csv").read_text().splitlines()
+    kept = table[:1] + table[1::10]
+    (esc50 / "meta" / "esc50.csv").write_text("\n".join(kept) + "\n")
+    for line in kept[1:]:
+        shutil.copy(shared("data/ESC-10") / "audio" / line.split(",")[0], esc50 / "audio")
+    for recording in sorted(shared("data/AudioMNIST").glob("data/*/*_[0-3].wav")):
+        target = audio_mnist / "data" / recording.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(recording, target)
+    urls = {}
+    for variable, repository in (("ESC50_URL", esc50), ("AUDIO_MNIST_URL", audio_mnist)):
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "recordings"]):
+            subprocess.run([*GIT, *command], cwd=repository, check=True)
+        subprocess.run([*GIT, "clone", "-q", "--bare", repository, f"{repository}.git"], check=True)
+        urls[variable] = f"file://{repository}.git"
+    return urls
+
+
+@pytest.mark.parametrize("source", ["git", "folder"])
+def test_download_from_git_and_from_a_folder(project, repositories, tmp_path, source):
+    urls = repositories
+    if source == "folder":
+        urls = {variable: url.removeprefix("file://").removesuffix(".git") for variable, url in repositories.items()}
+    output = project.run("download_data.sh", DATA_DIR=tmp_path / "data", **urls).stdout
+    assert "esc50: 40 clips of 5 s" in output and "audio_mnist: 240 clips of 1 s" in output
+    for name in ("esc50", "audio_mnist"):
+        assert len(list((tmp_path / "data" / name).glob("*.npy"))) == 1
+    assert (
+        "in" in project.run("download_data.sh", DATA_DIR=tmp_path / "data", ESC50_URL="nowhere").stdout
+    )  # once is enough
+
+
+@pytest.mark.parametrize("url", ["file:///nowhere.git", "/nowhere"])
+def test_download_that_fails_leaves_nothing(project, repositories, tmp_path, url):
+    urls = repositories | {"ESC50_URL": url}
+    result = project.run("download_data.sh", check=False, DATA_DIR=tmp_path / "data", **urls)
+    assert result.returncode != 0
+    message = result.stderr.strip()
+    assert message.count("\n") == 0 and "esc50 could not be fetched from" in message
+    assert all(word in message for word in ("doit.sh quick", "ESC50_URL", "AUDIO_MNIST_URL"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_download_of_something_else_leaves_nothing(project, repositories, tmp_path):
+    swapped = {"ESC50_URL": repositories["AUDIO_MNIST_URL"]}
+    result = project.run("download_data.sh", "esc50", check=False, DATA_DIR=tmp_path / "data", **swapped)
+    assert result.returncode != 0 and "it has no meta/esc50.csv" in result.stderr
+    assert os.listdir(tmp_path / "data") == []
+
+
+def test_whole_reproduction(project, repositories):
+    settings = repositories | {"MAX_EPOCHS": 1, "EXPERIMENTS": "audio_mnist tiny esc50", "RAY_RESULTS_DIR": "results"}
+    output = project.run("doit.sh", **settings).stdout
+    assert "Needs: " in output and "there is no CUDA device" in output
+    for name in ("audio_mnist", "tiny", "esc50"):
+        table = project.folder / "results" / name / f"{name}.csv"
+        trials = pd.read_csv(table, index_col=0)
+        assert len(trials) == (4 if name == "tiny" else 6)
+        assert trials["test_accuracy"].between(0, 1).all()
+        assert f"results/{name}/{name}.csv" in output
+    tables = (project.folder / "results" / "tables.txt").read_text()
+    assert tables in output
+    assert "| CNN6 | 35 ms |" in tables and "| LNet | 300 ms |" in tables
+    again = project.run("doit.sh", **settings).stdout
+    assert again.count("all trials are finished") == 3 and "Number of trials" not in again
+    assert (project.folder / "results" / "tables.txt").read_text() == tables
+
+
+@pytest.mark.parametrize(
+    ("script", "argument", "message"),
+    [("doit.sh", "fast", "the only one is quick"), ("download_data.sh", "esc51", "there are audio_mnist and esc50")],
+)
+def test_wrong_arguments(project, script, argument, message):
+    result = project.run(script, argument, check=False)
+    assert result.returncode != 0 and message in result.stderr and result.stderr.strip().count("\n") == 0
+
+
+def test_full_run_without_network_ends_before_training(project, tmp_path):
+    urls = {"ESC50_URL": "file:///nowhere.git", "AUDIO_MNIST_URL": "file:///nowhere.git"}
+    result = project.run("doit.sh", check=False, DATA_DIR=tmp_path, RAY_RESULTS_DIR=tmp_path / "results", **urls)
+    assert result.returncode != 0 and "doit.sh quick" in result.stderr
+    assert result.stderr.strip().count("\n") == 0 and not (tmp_path / "results").exists()
+
+
+def environment_script(tmp_path, **environment):
+    """Sources python_env.sh in a copy of the project, with stand-ins for python3 and pip first in the PATH."""
+    for name in ("python_env.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return subprocess.run(
+        ["sh", "-eu", "-c", f'here={tmp_path}; . "$here/python_env.sh"; echo "chosen $PYTHON"'],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_active_environment_is_used_where_it_has_the_pins(tmp_path):
+    result = environment_script(tmp_path, VIRTUAL_ENV=os.path.dirname(os.path.dirname(sys.executable)))
+    assert result.returncode == 0 and f"chosen {sys.executable}" in result.stdout
+    assert f"Using {sys.executable} (Python 3." in result.stdout
+
+
+def stand_in(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_only_an_older_python_is_said_in_one_sentence(tmp_path):
+    for name in ("python3", "python3.13", "python3.12", "python3.11", "python"):
+        stand_in(tmp_path / "bin", name, 'case "$*" in --version) echo "Python 3.9.2" ;; *) exit 1 ;; esac')
+    result = environment_script(tmp_path, PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert result.returncode != 0 and "needs Python 3.11, 3.12 or 3.13, and here is Python 3.9.2" in result.stderr
+    assert result.stderr.strip().count("\n") == 0 and not (tmp_path / ".venv").exists()
+
+
+def test_environment_is_made_once_and_again_when_requirements_change(tmp_path):
+    python = (
+        'case "$*" in *"-m venv"*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;; *pip*) echo "$*" >>"$HOME/pip" ;; esac'
+    )
+    stand_in(tmp_path / "bin", "python3", python)
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    for installations in (1, 1):
+        result = environment_script(tmp_path, PATH=path)
+        assert result.returncode == 0 and f"chosen {tmp_path}/.venv/bin/python" in result.stdout
+        assert len((tmp_path / "pip").read_text().splitlines()) == installations
+    (tmp_path / ".venv" / "installed-requirements.txt").write_text("of an earlier version")
+    environment_script(tmp_path, PATH=path)
+    assert len((tmp_path / "pip").read_text().splitlines()) == 2

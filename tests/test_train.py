@@ -1,0 +1,171 @@
+"""One trial, without Ray: it learns, resumes, stops, keeps its best network."""
+
+import contextlib
+import io
+import math
+
+import pytest
+import torch
+
+import datasets
+import models
+import search_spaces
+import train
+from datasets import InputError
+
+
+def tiny_config(**changes):
+    config = search_spaces.time_frequency(4) | {"trainable": True, "init_lambd": 1.276, "seed": 0, "n_samples": 300}
+    return config | changes
+
+
+def run(config, state=None, stop_after=math.inf):
+    """Trains; returns the reports of all epochs and the last snapshot, copied."""
+    reports, snapshots = [], []
+
+    class Stop(Exception):
+        pass
+
+    def report(metrics, snapshot):
+        reports.append(metrics)
+        snapshots[:] = [torch.load(saved(snapshot()), weights_only=True)]
+        if len(reports) == stop_after:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        train.train(config, datasets.load(config), report, state)
+    return reports, snapshots[0]
+
+
+def saved(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+@pytest.mark.parametrize("init_lambd", [1.276, 31.9])
+def test_learns_and_moves_lambda_towards_the_best_window(init_lambd):
+    reports, _ = run(tiny_config(init_lambd=init_lambd, n_samples=5000))
+    losses = [metrics["loss"] for metrics in reports]
+    assert losses[-1] < 0.7 * losses[0]
+    assert reports[-1]["best_valid_acc"] > 0.8
+    assert abs(reports[-1]["lambd_est"] - 6.38) < abs(init_lambd - 6.38)
+
+
+def test_fixed_window_stays():
+    reports, _ = run(tiny_config(trainable=False))
+    assert all(metrics["lambd_est"] == pytest.approx(1.276) for metrics in reports)
+    assert reports[-1]["loss"] < reports[0]["loss"]
+
+
+def test_reports_every_metric_of_every_epoch():
+    reports, _ = run(tiny_config())
+    assert [metrics["finished"] for metrics in reports] == [False, False, False, True]
+    names = ["loss", "valid_loss", "valid_acc", "lambd_est", "energy", "finished"]
+    assert all([*metrics] == [*names, "best_valid_loss", "best_valid_acc", "best_lambd_est"] for metrics in reports)
+    best = min(reports, key=lambda metrics: metrics["valid_loss"])
+    assert reports[-1]["best_valid_loss"] == best["valid_loss"]
+    assert reports[-1]["best_valid_acc"] == best["valid_acc"]
+    assert reports[-1]["best_lambd_est"] == best["lambd_est"]
+
+
+def test_means_are_over_examples_and_energy_over_batches():
+    config = tiny_config(trainable=False, lr_model=0.0, max_epochs=1)
+    (metrics,), _ = run(config)
+    data = datasets.load(config)
+    torch.manual_seed(0)
+    net, loss_function = models.build(config)
+    for part, name in (("train", "loss"), ("valid", "valid_loss")):
+        logits, features = net(data.clips[data.splits[part]])
+        expected = loss_function(logits, data.labels[data.splits[part]]).item()
+        assert metrics[name] == pytest.approx(expected, rel=1e-5)
+        if part == "train":  # 210 clips in batches of 128: two
+            assert metrics["energy"] == pytest.approx(features.sum().item() / 2, rel=1e-4)
+
+
+def test_same_seed_same_numbers_other_seed_others():
+    first, again, other = (run(tiny_config(seed=seed))[0] for seed in (1, 1, 2))
+    assert first == again
+    assert first[0]["loss"] != other[0]["loss"]
+
+
+def test_dmel_and_baseline_of_one_seed_start_from_the_same_weights_and_batches(monkeypatch):
+    seen = []
+
+    def record(net, loss_function, optimizer, data, batches):
+        seen.append((net.head.state_dict(), batches))
+        return 0.0, 0.0
+
+    monkeypatch.setattr(train, "train_epoch", record)
+    for trainable in (True, False):
+        run(tiny_config(trainable=trainable, max_epochs=1))
+    (weights, batches), (baseline_weights, baseline_batches) = seen
+    assert all(torch.equal(weights[key], baseline_weights[key]) for key in weights)
+    assert all(torch.equal(*pair) for pair in zip(batches, baseline_batches, strict=True))
+
+
+@pytest.mark.parametrize("model_name", ["mel_mlp_net", "linear_net"])  # with dropout and Adam, without
+def test_resumed_trial_equals_an_uninterrupted_one(model_name):
+    config = tiny_config(model_name=model_name)
+    if model_name == "mel_mlp_net":
+        config |= {"n_mels": 8, "resample_rate": 128, "energy_normalize": True, "optimizer_name": "adam"}
+    whole, end = run(config)
+    part, state = run(config, stop_after=2)
+    rest, resumed_end = run(config, state=state)
+    assert part + rest == whole
+    for key in ("net", "best_net"):
+        assert all(torch.equal(value, resumed_end[key][name]) for name, value in end[key].items())
+
+
+def test_patience_ends_a_trial_and_the_best_network_is_kept():
+    config = tiny_config(lr_model=50.0, lr_tf=0.0, max_epochs=40, patience=3)  # far too fast: it gets worse
+    reports, state = run(config)
+    best = min(range(len(reports)), key=lambda epoch: reports[epoch]["valid_loss"])
+    assert len(reports) == best + 1 + 3 < 40
+    assert reports[-1]["finished"]
+    net, loss_function = models.build(config)
+    net.load_state_dict(state["best_net"])
+    data = datasets.load(config)
+    loss, accuracy = train.evaluate(net, loss_function, data, data.splits["valid"], batch_size=7)
+    assert loss == pytest.approx(reports[best]["valid_loss"], rel=1e-4)
+    assert accuracy == pytest.approx(reports[best]["valid_acc"])
+
+
+def test_optimizer_groups():
+    net, _ = models.build(tiny_config())
+    lambd_group, rest = train.make_optimizer(net, tiny_config()).param_groups
+    assert lambd_group["lr"] == 1.0 and lambd_group["params"] == [net.spectrogram_layer.lambd]
+    assert rest["lr"] == 1e-3 and len(rest["params"]) == len(list(net.parameters())) - 1
+    assert lambd_group["momentum"] == lambd_group["weight_decay"] == 0
+
+
+def test_loss_that_is_not_finite_ends_the_trial_with_epoch_and_config():
+    with pytest.raises(FloatingPointError, match=r"epoch \d+: .*'lr_model': 1e\+38"):
+        run(tiny_config(lr_model=1e38, trainable=False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name": "resnet"}, "model_name 'resnet' is not one of"),
+        ({"optimizer_name": "lion"}, "optimizer_name 'lion' is not one of"),
+        ({"optimized": True}, "optimized: False"),
+        ({"hop_length": 0}, "hop_length"),
+        ({"init_lambd": math.nan}, "init_lambd"),
+        ({"lr_tf": None}, "'lr_tf' is missing"),
+        ({"patience": None}, "'patience' is missing"),
+        ({"sigma_ref": None}, "'sigma_ref' is missing"),
+        ({"model_name": "mel_linear_net"}, "'resample_rate' is missing"),
+        ({"model_name": "panns_cnn6", "n_mels": 64, "resample_rate": 8000, "energy_normalize": True}, "'augment'"),
+    ],
+)
+def test_check_refuses_what_cannot_be_trained(changes, message):
+    config = tiny_config() | changes
+    with pytest.raises(InputError, match=message):
+        train.check({key: value for key, value in config.items() if value is not None})
+
+
+@pytest.mark.parametrize("space", [search_spaces.audio_mnist, search_spaces.esc50, search_spaces.time_frequency])
+def test_check_allows_the_paper_s_experiments(space):
+    train.check({**space(1000), "trainable": True, "init_lambd": 13.3})
