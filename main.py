@@ -23,7 +23,7 @@ import ray
 import torch
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.sample import Domain
+from ray.tune.search.sample import Domain, Sampler
 from ray.tune.search.variant_generator import generate_variants
 
 import datasets
@@ -42,7 +42,7 @@ METRIC_COLUMNS = ["loss", "valid_loss", "valid_acc", "best_valid_acc", "lambd_es
 def main():
     args = parse_args()
     search_space = select_search_space(args.name)(args.max_epochs)
-    check_search_space(search_space)
+    configs = check_search_space(search_space)
     experiment = Experiment(args.ray_root_dir, args.name)
     experiment.start(describe(search_space))
     seeds = range(args.seed, args.seed + args.num_samples)
@@ -57,7 +57,8 @@ def main():
         keys = ("dataset_name", "resample_rate", "n_points")
         name, sample_rate, n_points = (search_space[key] for key in keys)
         recordings = datasets.load_recordings(name, args.data_dir, sample_rate, n_points)
-        datasets.split_recordings(name, recordings.groups, search_space.get("split"))
+        for config in configs:
+            datasets.split_recordings(name, recordings.groups, config.get("split"))
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     resources = choose_resources(args)
     trainable = tune.with_resources(tune.with_parameters(run_trial, recordings=recordings), resources)
@@ -166,7 +167,7 @@ def select_search_space(name):
 
 
 def check_search_space(search_space):
-    """Raises InputError on unknown keys and on every cell of the grid that cannot be trained."""
+    """One config per cell of the grid; raises InputError on unknown keys and on a cell that cannot be trained."""
     unknown = search_space.keys() - search_spaces.KEYS.keys()
     if unknown:
         raise InputError(
@@ -178,19 +179,21 @@ def check_search_space(search_space):
     if search_space.get("dataset_name") not in datasets.N_CLASSES:
         known = ", ".join(datasets.N_CLASSES)
         raise InputError(f"config: dataset_name '{search_space.get('dataset_name')}' is not one of {known}.")
-    for _, config in generate_variants(search_space):
+    configs = [config for _, config in generate_variants(search_space)]
+    for config in configs:
         train.check(config)
+    return configs
 
 
-def describe(search_space):
-    """A search space in plain values that can be written to a file and compared."""
-
-    def plain(value):
-        if isinstance(value, Domain):
-            return f"{type(value.sampler).__name__.strip('_')} {type(value).__name__} {value.domain_str}"
-        return value
-
-    return {key: plain(value) for key, value in search_space.items()}
+def describe(value):
+    """A search space, or a part of it, in plain values that can be written to a file and compared."""
+    if isinstance(value, (Domain, Sampler)):
+        return {type(value).__name__: describe(vars(value))}
+    if isinstance(value, dict):
+        return {key: describe(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(part) for part in value]
+    return value.__qualname__ if callable(value) else value
 
 
 def choose_resources(args):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golden/ and data/, see tests/README.md
+SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golden/ and data/
 
 torch.set_num_threads(2)
 
@@ -31,6 +31,17 @@ def tiny(max_epochs):
 
 def tiny_uniform(max_epochs):
     return {**tiny(max_epochs), "init_lambd": tune.uniform(1.0, 30.0), "lr_model": tune.choice([1e-3, 1e-2])}
+
+
+def tiny_folds(max_epochs):
+    return {
+        **audio_mnist(max_epochs),
+        "dataset_name": "esc50",
+        "n_points": 40000,
+        "init_lambd": 46.7,
+        "trainable": False,
+        "split": tune.grid_search(["folds", {"train": [5], "valid": [1, 2], "test": [3, 4]}]),
+    }
 """
 
 

@@ -176,6 +176,8 @@ def test_wrong_search_spaces_are_refused_before_training(changes, message):
 def test_description_of_a_search_space_tells_domains_apart():
     tune = search_spaces.tune
     domains = [tune.uniform(1, 2), tune.uniform(1, 3), tune.loguniform(1, 2), tune.choice([1, 2]), tune.randint(1, 2)]
+    domains += [tune.randn(0, 1), tune.randn(0, 2), tune.quniform(1, 2, 0.5), tune.quniform(1, 2, 0.1)]
+    domains += [tune.sample_from(lambda spec: 1)]
     described = [json.dumps(main.describe({"key": domain})) for domain in domains]
     assert len(set(described)) == len(domains)
     assert described == [json.dumps(main.describe({"key": domain})) for domain in domains]

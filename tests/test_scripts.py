@@ -70,20 +70,21 @@ def test_download_of_something_else_leaves_nothing(project, repositories, tmp_pa
 
 
 def test_whole_reproduction(project, repositories):
-    settings = repositories | {"MAX_EPOCHS": 1, "EXPERIMENTS": "audio_mnist tiny esc50", "RAY_RESULTS_DIR": "results"}
+    names = {"audio_mnist": 6, "esc50": 6, "tiny": 4, "tiny_folds": 2}
+    settings = repositories | {"MAX_EPOCHS": 1, "EXPERIMENTS": " ".join(names), "RAY_RESULTS_DIR": "results"}
     output = project.run("doit.sh", **settings).stdout
     assert "Needs: " in output and "there is no CUDA device" in output
-    for name in ("audio_mnist", "tiny", "esc50"):
+    for name, n_trials in names.items():
         table = project.folder / "results" / name / f"{name}.csv"
         trials = pd.read_csv(table, index_col=0)
-        assert len(trials) == (4 if name == "tiny" else 6)
+        assert len(trials) == n_trials
         assert trials["test_accuracy"].between(0, 1).all()
         assert f"results/{name}/{name}.csv" in output
     tables = (project.folder / "results" / "tables.txt").read_text()
     assert tables in output
     assert "| CNN6 | 35 ms |" in tables and "| LNet | 300 ms |" in tables
     again = project.run("doit.sh", **settings).stdout
-    assert again.count("all trials are finished") == 3 and "Number of trials" not in again
+    assert again.count("all trials are finished") == len(names) and "Number of trials" not in again
     assert (project.folder / "results" / "tables.txt").read_text() == tables
 
 
