@@ -36,6 +36,7 @@ RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 CHECKPOINT_SECONDS = 10  # work that an interruption may cost a trial
 REPORT_SECONDS = 10  # between console tables
 PARAMETER_COLUMNS = ["init_lambd", "trainable", "model_name", "seed"]
+LEAST = {"num_samples": 1, "max_epochs": 1, "seed": 0, "cpus_per_trial": 1, "gpus_per_trial": 0}  # of a flag
 METRIC_COLUMNS = ["loss", "valid_loss", "valid_acc", "best_valid_acc", "lambd_est", "training_iteration"]
 
 
@@ -86,13 +87,7 @@ def parse_args():
     parser.add_argument("--cpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['cpu']}, without a GPU 1)")
     parser.add_argument("--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)")
     args = parser.parse_args()
-    for flag, minimum in {
-        "num_samples": 1,
-        "max_epochs": 1,
-        "seed": 0,
-        "cpus_per_trial": 1,
-        "gpus_per_trial": 0,
-    }.items():
+    for flag, minimum in LEAST.items():
         value = getattr(args, flag)
         if value is not None and not value >= minimum:
             raise InputError(f"--{flag}={value:g} must be {minimum} or more.")
@@ -222,3 +217,5 @@ if __name__ == "__main__":
         main()
     except InputError as error:
         sys.exit(f"main.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("main.py: interrupted: the same command continues.")
