@@ -45,7 +45,7 @@ def main():
     search_space = select_search_space(args.name)(args.max_epochs)
     configs = check_search_space(search_space)
     experiment = Experiment(args.ray_root_dir, args.name)
-    experiment.start(describe(search_space))
+    experiment.claim(describe(search_space))
     seeds = range(args.seed, args.seed + args.num_samples)
     missing = [seed for seed in seeds if seed not in experiment.seeds()]
     unfinished = [batch for batch in experiment.record["batches"] if not is_finished(experiment, batch)]
@@ -62,10 +62,11 @@ def main():
             datasets.split_recordings(name, recordings.groups, config.get("split"))
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     resources = choose_resources(args)
+    batches = unfinished + ([experiment.add_batch(missing)] if missing else [])
     trainable = tune.with_resources(tune.with_parameters(run_trial, recordings=recordings), resources)
 
     failures = []
-    for batch in unfinished + ([experiment.add_batch(missing)] if missing else []):
+    for batch in batches:
         results = make_tuner(trainable, search_space, experiment, batch).fit()
         failures += [result for result in results if result.error is not None]
         if not failures and not all(map(finished, experiment.trials(batch))):

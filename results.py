@@ -37,16 +37,10 @@ class Experiment:
                 f"cannot read {self.record_file} ({error}): move the folder aside and start again."
             ) from None
 
-    def start(self, search_space):
-        """Creates the folder, or makes sure that it belongs to the same search space, given in plain values."""
-        if self.record is None or not self.record["batches"]:
+    def claim(self, search_space):
+        """Makes sure that the folder is free or belongs to the same search space, given in plain values."""
+        if self.record is None:
             self.record = {"search_space": search_space, "batches": []}
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.save()
-            except OSError as error:
-                raise InputError(f"cannot write {self.folder} ({error}): choose another --ray_root_dir.") from None
-            return
         old = self.record["search_space"]
         differences = [
             f"{key}: {old.get(key, 'absent')} there, {search_space.get(key, 'absent')} now"
@@ -63,11 +57,12 @@ class Experiment:
         """Records a new batch of runs, before it starts, and returns it."""
         batch = {"folder": f"seeds_{seeds[0]}-{seeds[-1]}", "seeds": seeds, **provenance()}
         self.record["batches"].append(batch)
-        self.save()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.record_file, json.dumps(self.record, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.folder} ({error}): choose another --ray_root_dir.") from None
         return batch
-
-    def save(self):
-        write_whole(self.record_file, json.dumps(self.record, indent=2) + "\n")
 
     def seeds(self):
         return {seed for batch in self.record["batches"] for seed in batch["seeds"]}

@@ -33,6 +33,10 @@ def tiny_uniform(max_epochs):
     return {**tiny(max_epochs), "init_lambd": tune.uniform(1.0, 30.0), "lr_model": tune.choice([1e-3, 1e-2])}
 
 
+def tiny_failing(max_epochs):
+    return {**tiny(max_epochs), "init_lambd": 6.38, "trainable": False, "lr_model": tune.grid_search([1e-3, 1e38])}
+
+
 def tiny_folds(max_epochs):
     return {
         **audio_mnist(max_epochs),

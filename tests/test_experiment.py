@@ -121,6 +121,15 @@ def test_interrupted_experiment_continues(project):
     assert set(trials["training_iteration"]) == {30}
 
 
+def test_failed_trial_is_told_and_the_others_stay(project):
+    result = project.run("main.py", "--name=tiny_failing", "--max_epochs=5", check=False)
+    assert result.returncode != 0
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("main.py: 1 trials of tiny_failing failed: FloatingPointError: epoch")
+    assert "1 of 2 trials are not finished" in project.run("predict_test.py", "--dataset_name=tiny_failing").stdout
+    assert read_table(project, "tiny_failing")["config/lr_model"].tolist() == [1e-3]
+
+
 @pytest.mark.parametrize(
     ("name", "space"),
     [
@@ -139,7 +148,7 @@ WRONG = {
     "no epochs": (["--name=esc50", "--max_epochs=0"], r"--max_epochs=0 must be 1 or more"),
     "no runs": (["--name=esc50", "--num_samples=0"], r"--num_samples=0 must be 1 or more"),
     "missing data": (["--name=esc50", "--data_dir=nowhere"], r"no recordings in 'nowhere.*download_data"),
-    "results folder": (["--name=esc50", "--ray_root_dir=file"], r"cannot write .*--ray_root_dir"),
+    "results folder": (["--name=time_frequency", "--ray_root_dir=file"], r"cannot write .*--ray_root_dir"),
     "too many CPUs": (["--name=time_frequency", "--cpus_per_trial=999"], r"--cpus_per_trial=999 cannot be met"),
     "no GPU": (["--name=time_frequency", "--gpus_per_trial=0.25"], r"--gpus_per_trial=0.25 cannot be met"),
 }
