@@ -43,6 +43,8 @@ METRIC_COLUMNS = ["loss", "valid_loss", "valid_acc", "best_valid_acc", "lambd_es
 def main():
     args = parse_args()
     search_space = select_search_space(args.name)(args.max_epochs)
+    if search_space.get("checkpoint_path"):  # trials run in a folder of Ray's
+        search_space["checkpoint_path"] = os.path.abspath(search_space["checkpoint_path"])
     configs = check_search_space(search_space)
     experiment = Experiment(args.ray_root_dir, args.name)
     experiment.claim(describe(search_space))

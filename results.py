@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,12 +84,14 @@ def finished(trial):
 
 def provenance():
     """What made a batch: command, versions, git commit, hardware."""
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    commit = ""
+    if shutil.which("git"):
+        command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     cuda = torch.cuda.is_available()
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "git_commit": git.stdout.strip() or "not a git checkout",
+        "git_commit": commit or "not a git checkout",
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "hardware": {

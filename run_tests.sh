@@ -5,4 +5,4 @@ here=$(cd "$(dirname "$0")" && pwd)
 REQUIREMENTS="requirements.txt requirements-dev.txt"
 . "$here/python_env.sh"
 cd "$here"
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -ra "$@"

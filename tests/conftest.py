@@ -12,6 +12,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golden/ and data/
 
+sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
 
 
