@@ -48,7 +48,7 @@ def main():
             config["dataset_name"], args.data_base_dir, config["resample_rate"], config["n_points"]
         )
     rows = [
-        {**row(trial), "test_accuracy": test(trial, recordings)}
+        {**row(trial), "test_accuracy": accuracy_of(trial, recordings)}
         for trial in tqdm(done, desc=f"testing {args.dataset_name}", unit="trial")
     ]
     table = experiment.folder / f"{args.dataset_name}.csv"
@@ -63,7 +63,7 @@ def row(trial):
     return {**metrics, **config, "logdir": trial.path}
 
 
-def test(trial, recordings):
+def accuracy_of(trial, recordings):
     """Accuracy (0..1) of a trial's best network on its test split."""
     config = trial.config
     device = torch.device(config["device"] if torch.cuda.is_available() else "cpu")
