@@ -35,7 +35,7 @@ for name in audio_mnist esc50; do
 done
 
 echo "Experiments: $EXPERIMENTS; runs: $NUM_SAMPLES; epochs at most: $MAX_EPOCHS"
-echo "Needs: 6 GB of disk for the Python packages${datasets:+, 8 GB for recordings and results}, 8 GB of memory."
+echo "Needs: 6 GB of disk for the Python packages${datasets:+, 8 GB for recordings and results}, 2 GB of memory and 2 GB for each trial at a time."
 echo "Has: $(df -Pk "$here" | awk 'NR == 2 {printf "%d GB of disk", $4 / 1048576}')$(
     awk '/MemAvailable/ {printf ", %d GB of memory", $2 / 1048576}' /proc/meminfo 2>/dev/null || :
 ) free."
