@@ -16,6 +16,11 @@ sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def shared(path):
     """A file or folder of the test data; without it the test is skipped, in CI it fails."""
     if not (SHARED / path).exists():

@@ -101,7 +101,7 @@ def test_random_search_space_by_a_name_that_contains_it(project):
 
 
 def test_interrupted_experiment_continues(project):
-    command = [sys.executable, "main.py", "--name=tiny_interrupted", "--max_epochs=30"]
+    command = [sys.executable, "main.py", "--name=tiny_interrupted", "--max_epochs=80"]
     process = subprocess.Popen(command, cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not progress_files(project, "tiny_interrupted"):
@@ -118,7 +118,7 @@ def test_interrupted_experiment_continues(project):
     project.run("predict_test.py", "--dataset_name=tiny_interrupted")
     trials = read_table(project, "tiny_interrupted")
     assert len(trials) == 4 and trials["finished"].all()
-    assert set(trials["training_iteration"]) == {30}
+    assert set(trials["training_iteration"]) == {80}
 
 
 def test_failed_trial_is_told_and_the_others_stay(project):
