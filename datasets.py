@@ -5,7 +5,7 @@
 A cache is one .npy of all clips, beside the recordings or in the folder that DMEL_CACHE_DIR names, and a .json of what
 it was made from; it is made again when that changes. Training reads the cache only. Recordings are never written to.
 
-    recordings = load_recordings("esc50", "data", sample_rate=8000, n_points=40000)
+    recordings = recordings_of(config, "data")
     data = load(config, recordings)    # data.clips (n, n_points), data.labels (n,), data.splits["train"] (indices)
 """
 
@@ -84,6 +84,13 @@ def load(config, recordings=None):
     with warnings.catch_warnings():  # arrays out of a cache file or Ray's object store are read-only, and only read
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return Data(torch.from_numpy(recordings.clips), torch.from_numpy(recordings.labels), splits)
+
+
+def recordings_of(config, data_dir):
+    """The recordings that a config works on, see load_recordings; None for time_frequency, which needs none."""
+    if config["dataset_name"] == "time_frequency":
+        return None
+    return load_recordings(config["dataset_name"], data_dir, config["resample_rate"], config["n_points"])
 
 
 # time_frequency: Gaussian pulses

@@ -30,13 +30,13 @@ import datasets
 import search_spaces
 import train
 from datasets import InputError
-from results import CHECKPOINT_FILE, Experiment, finished
+from results import CHECKPOINT_FILE, Experiment
 
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 CHECKPOINT_SECONDS = 10  # work that an interruption may cost a trial
 REPORT_SECONDS = 10  # between console tables
 PARAMETER_COLUMNS = ["init_lambd", "trainable", "model_name", "seed"]
-LEAST = {"num_samples": 1, "max_epochs": 1, "seed": 0, "cpus_per_trial": 1, "gpus_per_trial": 0}  # of a flag
+FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "seed": 0, "cpus_per_trial": 1, "gpus_per_trial": 0}
 METRIC_COLUMNS = ["loss", "valid_loss", "valid_acc", "best_valid_acc", "lambd_est", "training_iteration"]
 
 
@@ -50,28 +50,25 @@ def main():
     experiment.claim(describe(search_space))
     seeds = range(args.seed, args.seed + args.num_samples)
     missing = [seed for seed in seeds if seed not in experiment.seeds()]
-    unfinished = [batch for batch in experiment.record["batches"] if not is_finished(experiment, batch)]
+    unfinished = [batch for batch in experiment.record["batches"] if not experiment.is_finished(batch)]
     if not missing and not unfinished:
         print(f"{args.name}: all trials are finished, in {experiment.folder}")
         return
 
-    recordings = None
-    if search_space["dataset_name"] != "time_frequency":
-        keys = ("dataset_name", "resample_rate", "n_points")
-        name, sample_rate, n_points = (search_space[key] for key in keys)
-        recordings = datasets.load_recordings(name, args.data_dir, sample_rate, n_points)
+    recordings = datasets.recordings_of(search_space, args.data_dir)
+    if recordings is not None:
         for config in configs:
-            datasets.split_recordings(name, recordings.groups, config.get("split"))
+            datasets.split_recordings(config["dataset_name"], recordings.groups, config.get("split"))
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     resources = choose_resources(args)
-    batches = unfinished + ([experiment.add_batch(missing)] if missing else [])
+    batches = unfinished + ([experiment.add_batch(missing, len(configs))] if missing else [])
     trainable = tune.with_resources(tune.with_parameters(run_trial, recordings=recordings), resources)
 
     failures = []
     for batch in batches:
         results = make_tuner(trainable, search_space, experiment, batch).fit()
         failures += [result for result in results if result.error is not None]
-        if not failures and not all(map(finished, experiment.trials(batch))):
+        if not failures and not experiment.is_finished(batch):
             sys.exit(f"main.py: interrupted: the same command continues {args.name}.")
     if failures:
         messages = {str(failure.error).strip().splitlines()[-1] for failure in failures}
@@ -90,7 +87,7 @@ def parse_args():
     parser.add_argument("--cpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['cpu']}, without a GPU 1)")
     parser.add_argument("--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)")
     args = parser.parse_args()
-    for flag, minimum in LEAST.items():
+    for flag, minimum in FLAG_MINIMUM.items():
         value = getattr(args, flag)
         if value is not None and not value >= minimum:
             raise InputError(f"--{flag}={value:g} must be {minimum} or more.")
@@ -147,11 +144,6 @@ def make_tuner(trainable, search_space, experiment, batch):
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
-
-
-def is_finished(experiment, batch):
-    trials = experiment.trials(batch)
-    return bool(trials) and all(map(finished, trials))
 
 
 def select_search_space(name):

@@ -41,12 +41,7 @@ def main():
             f"no finished trial in {experiment.folder}: run main.py --name={args.dataset_name} to its end."
         )
 
-    recordings = None
-    config = done[0].config
-    if config["dataset_name"] != "time_frequency":
-        recordings = datasets.load_recordings(
-            config["dataset_name"], args.data_base_dir, config["resample_rate"], config["n_points"]
-        )
+    recordings = datasets.recordings_of(done[0].config, args.data_base_dir)
     rows = [
         {**row(trial), "test_accuracy": accuracy_of(trial, recordings)}
         for trial in tqdm(done, desc=f"testing {args.dataset_name}", unit="trial")
@@ -66,7 +61,7 @@ def row(trial):
 def accuracy_of(trial, recordings):
     """Accuracy (0..1) of a trial's best network on its test split."""
     config = trial.config
-    device = torch.device(config["device"] if torch.cuda.is_available() else "cpu")
+    device = train.choose_device(config)
     with trial.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, CHECKPOINT_FILE), map_location="cpu", weights_only=True)
     net, loss_function = models.build({**config, "pretrained": False})

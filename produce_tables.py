@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-WINDOW_SIGMAS = 6  # as in dmel.py, which imports torch
+from dmel import WINDOW_SIGMAS
+
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
 CELL = ["config/model_name", "cell"]
@@ -72,17 +73,18 @@ def notes(trials):
 
 
 def table_rows(trials):
-    """Dicts with model, init, est, method, accuracy, deviation, n; and whether λ is told in samples."""
+    """Dicts with cell, model, init, est, method, accuracy, deviation, n; and whether λ is told in samples."""
     in_samples = "config/resample_rate" not in trials or trials["config/resample_rate"].isna().all()
     rows = []
-    for (model, _), cell in trials.groupby(CELL):
-        for trainable, runs in sorted(cell.groupby("config/trainable"), reverse=True):
+    for (model, cell), cell_trials in trials.groupby(CELL):
+        for trainable, runs in sorted(cell_trials.groupby("config/trainable"), reverse=True):
             estimates = sorted(window(lambd, runs, in_samples) for lambd in runs["best_lambd_est"].abs())
             low, high = (number(value, in_samples) for value in (estimates[0], estimates[-1]))
             init = number(window(runs["config/init_lambd"].iloc[0], runs, in_samples), in_samples)
             unit = "" if in_samples else " ms"
             rows.append(
                 {
+                    "cell": (model, cell),
                     "model": MODEL_TITLES.get(model, model),
                     "init": init + unit,
                     "est": f"({low}, {high}){unit}" if trainable else init + unit,
@@ -112,8 +114,7 @@ def latex(rows, in_samples):
         deviation = "" if row["n"] == 1 else rf" \pm {row['deviation']:.1f}"
         accuracy = f"${row['accuracy']:.1f}{deviation}$"
         lines.append(rf"{row['model']} & {row['init']} & {row['est']} & {row['method']} & {accuracy} \\")
-        ends_cell = i + 1 == len(rows) or any(rows[i + 1][key] != row[key] for key in ("model", "init"))
-        if ends_cell:
+        if i + 1 == len(rows) or rows[i + 1]["cell"] != row["cell"]:
             lines.append(r"\hline")
     return "\n".join(lines)
 

@@ -54,9 +54,10 @@ class Experiment:
                 f"{self.name}_2, or move the folder aside."
             )
 
-    def add_batch(self, seeds):
-        """Records a new batch of runs, before it starts, and returns it."""
-        batch = {"folder": f"seeds_{seeds[0]}-{seeds[-1]}", "seeds": seeds, **provenance()}
+    def add_batch(self, seeds, n_cells):
+        """Records a new batch of runs of a grid of n_cells, before it starts, and returns it."""
+        folder = f"seeds_{seeds[0]}-{seeds[-1]}"
+        batch = {"folder": folder, "seeds": seeds, "n_trials": n_cells * len(seeds), **provenance()}
         self.record["batches"].append(batch)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,11 +71,14 @@ class Experiment:
 
     def trials(self, batch):
         """Results of a batch's trials, tune.Result each, in order; empty where Ray had not yet written any."""
-        try:
-            results = tune.ResultGrid(tune.ExperimentAnalysis(str(self.folder / batch["folder"])))
-            return sorted(results, key=lambda trial: trial.path)
-        except ValueError:  # no experiment state in the folder
+        folder = self.folder / batch["folder"]
+        if not any(folder.glob("experiment_state-*.json")):
             return []
+        return sorted(tune.ResultGrid(tune.ExperimentAnalysis(str(folder))), key=lambda trial: trial.path)
+
+    def is_finished(self, batch):
+        """Whether all trials of a batch are; Ray makes the later ones of a large grid only as it gets to them."""
+        return sum(map(finished, self.trials(batch))) == batch["n_trials"]
 
 
 def finished(trial):

@@ -1,7 +1,9 @@
 """One trial: trains the network of a config on its data and reports every epoch. Knows nothing of Ray.
 
-config = {"dataset_name": "time_frequency", ...}  # keys: search_spaces.KEYS
-train(config, datasets.load(config), lambda metrics, snapshot: print(metrics))
+    config = {"dataset_name": "time_frequency", ...}
+    train(config, datasets.load(config), lambda metrics, snapshot: print(metrics))
+
+The keys of a config are those of search_spaces.KEYS, each with one value.
 """
 
 import copy
@@ -28,7 +30,7 @@ def train(config, data, report, state=None):
 
     Raises FloatingPointError where a loss is not finite.
     """
-    device = torch.device(config["device"] if torch.cuda.is_available() else "cpu")
+    device = choose_device(config)
     torch.manual_seed(config["seed"])
     shuffle = torch.Generator().manual_seed(config["seed"])
     net, loss_function = models.build(config)
@@ -82,6 +84,11 @@ def train(config, data, report, state=None):
         report(metrics | best, snapshot)
 
 
+def choose_device(config):
+    """The config's device, the CPU where there is no CUDA device."""
+    return torch.device(config["device"] if torch.cuda.is_available() else "cpu")
+
+
 def make_optimizer(net, config):
     """The optimizer with two groups: λ at its own learning rate, all other weights."""
     groups = [
@@ -125,6 +132,7 @@ def random_state(device):
 
 
 def set_random_state(state, device):
+    """Takes back what random_state gave."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:
