@@ -21,9 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import numpy as np
 import torch
 from tqdm import tqdm
+
+from pulses import draw_pulses
 
 N_CLASSES = {"time_frequency": 3, "audio_mnist": 10, "esc50": 50}
 SAMPLE_RATE = 8000  # Hz, to which recordings are resampled
@@ -41,6 +44,7 @@ AUDIO_MNIST_SPEAKERS = {
 }
 # fmt: on
 ESC50_FOLDS = {"train": [1, 2, 3], "valid": [4], "test": [5]}
+ESC50_ALL_FOLDS = range(1, 6)
 RANDOM_FRACTIONS = [0.7, 0.1, 0.2]
 SPLITS = {  # dataset: named values of config key split, the default first; groups of recordings or None for random
     "audio_mnist": {"speakers": AUDIO_MNIST_SPEAKERS},
@@ -66,6 +70,7 @@ class Data(NamedTuple):
     clips: torch.Tensor  # (n, n_points) float32
     labels: torch.Tensor  # (n,) int64
     splits: dict  # "train", "valid", "test": indices into clips, int64
+    features: torch.Tensor | None = None  # (n, frames, bands), where those of a fixed window are kept
 
     def to(self, device):
         splits = {part: indices.to(device) for part, indices in self.splits.items()}
@@ -91,50 +96,6 @@ def recordings_of(config, data_dir):
     if config["dataset_name"] == "time_frequency":
         return None
     return load_recordings(config["dataset_name"], data_dir, config["resample_rate"], config["n_points"])
-
-
-# time_frequency: Gaussian pulses
-
-
-def draw_pulses(config):
-    """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in frequency.
-
-    The best window to tell them apart is sigma_ref, the width of a pulse. All is drawn from config's seed. Returns
-    clips, shape = (n_samples, n_points) float32, and labels, shape = (n_samples,) int64. Times and widths are in
-    samples, frequencies in cycles per sample. Source: the paper's synthetic experiment.
-    """
-    random = np.random.default_rng(config["seed"])
-    n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]
-    time_max, frequency_max = n_points / 5, 0.1
-    time_min, frequency_min = sigma, sigma / (2 * n_points)
-    scale_max = 2 * time_max / (6 * sigma) + 1
-
-    labels = random.integers(3, size=n)
-    time = np.full((n, 1), n_points / 2)
-    frequency = np.full((n, 1), 0.25)
-    if config["center_offset"]:
-        time += random.uniform(-time_max, time_max, (n, 1))
-        frequency += random.uniform(-frequency_max, frequency_max, (n, 1))
-
-    # Two pulses for everyone, shape = (n, 2); class 0 leaves out the second.
-    side = np.array([-1.0, 1.0])
-    one, apart_in_time, apart_in_frequency = (labels[:, None] == label for label in range(3))
-    time = time + apart_in_time * side * random.uniform(time_min, time_max, (n, 1))
-    frequency = frequency + apart_in_frequency * side * random.uniform(frequency_min, frequency_max, (n, 1))
-    wider, narrower = random.uniform(1, scale_max, (n, 1)), random.uniform(1 / scale_max, 1, (n, 1))
-    width = sigma * np.where(one, np.where(random.random((n, 1)) < 0.5, wider, narrower), 1.0)
-    present = np.concatenate([np.ones((n, 1)), 1.0 - one], axis=1)
-    phase = random.uniform(0, 2 * np.pi, (n, 2))
-
-    k = np.arange(n_points)
-    envelope = np.exp(-0.5 * ((k - time[..., None]) / width[..., None]) ** 2)  # (n, 2, n_points)
-    carrier = np.sin(2 * np.pi * frequency[..., None] * k + phase[..., None])
-    pulses = envelope / envelope.max(-1, keepdims=True) * carrier / carrier.max(-1, keepdims=True)
-    pulses -= pulses.mean(-1, keepdims=True)
-    clips = random.uniform(0.5, 1, (n, 1)) * (present[..., None] * pulses).sum(axis=1)
-    clips += config["noise_std"] * random.random((n, n_points))
-    clips -= clips.mean(-1, keepdims=True)
-    return clips.astype(np.float32), labels.astype(np.int64)
 
 
 # audio_mnist and esc50: recordings
@@ -177,8 +138,7 @@ def load_recordings(name, data_dir, sample_rate, n_points):
     if rows:
         index = {"sample_rate": sample_rate, "n_points": n_points, "n_files": len(rows), "rows": rows}
         if cached is None or cached[1] != index:
-            write_cache(cache, folder, index, name)
-            cached = read_cache(cache)
+            cached = prepare_cache(cache, folder, index, name)
     elif cached is None:
         raise InputError(
             f"{name}: no recordings in '{folder}': run `sh download_data.sh`, or name another data folder."
@@ -216,17 +176,29 @@ def list_esc50(folder):
     table = folder / "meta" / "esc50.csv"
     audio = folder / "audio"
     present = {entry.name: entry.stat().st_size for entry in os.scandir(audio)} if audio.is_dir() else {}
-    rows = []
-    with open(table, newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            try:
-                name, label, fold = row["filename"], int(row["target"]), int(row["fold"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{table}: row {row} lacks a filename, target or fold number ({error}).") from None
-            if not 0 <= label < N_CLASSES["esc50"]:
-                raise InputError(f"{table}: target {label} of {name} is not a class of ESC-50, 0 to 49.")
-            if name in present:
-                rows.append([f"audio/{name}", present[name], label, fold])
+    rows, missing = [], []
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as lines:
+            entries = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: cannot be read as a CSV ({error}): replace it by ESC-50's.") from None
+    for number, entry in enumerate(entries, start=2):
+        try:
+            name, label, fold = entry["filename"], int(entry["target"]), int(entry["fold"])
+        except (KeyError, TypeError, ValueError) as error:
+            message = (
+                f"{table}: line {number} lacks a filename, target or fold number ({error!r:.100}): replace the table."
+            )
+            raise InputError(message) from None
+        if not (0 <= label < N_CLASSES["esc50"] and fold in ESC50_ALL_FOLDS):
+            message = f"target {label} and fold {fold} of line {number} are not ESC-50's, 0 to 49 and 1 to 5"
+            raise InputError(f"{table}: {message}: replace the table.")
+        if name in present:
+            rows.append([f"audio/{name}", present[name], label, fold])
+        else:
+            missing.append(name)
+    if missing:
+        print(f"warning: {table} names {len(missing)} files that are not in {audio}: {missing[0]} …", file=sys.stderr)
     return rows
 
 
@@ -241,6 +213,28 @@ def read_cache(cache):
     return (np.asarray(clips), index) if intact else None
 
 
+def prepare_cache(cache, folder, index, name):
+    """Makes a cache, or waits for another process that does; returns what read_cache gives."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(cache.with_suffix(".lock"))  # freed when its process ends, whatever happens to it
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"{name}: another process prepares {cache}: waiting for it", file=sys.stderr)
+            lock.acquire()
+        try:
+            cached = read_cache(cache)
+            if cached is None or cached[1] != index:
+                write_cache(cache, folder, index, name)
+                cached = read_cache(cache)
+            return cached
+        finally:
+            lock.release()
+    except OSError as error:
+        raise InputError(f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another folder.") from None
+
+
 def write_cache(cache, folder, index, name):
     """Reads, resamples and fits all recordings of an index and writes the cache, whole or not at all."""
     sample_rate, n_points, rows = index["sample_rate"], index["n_points"], index["rows"]
@@ -249,21 +243,21 @@ def write_cache(cache, folder, index, name):
     def prepare(row):
         return fit(read_recording(folder / row[0], sample_rate), n_points)
 
-    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+    temporary = cache.with_suffix(".tmp")
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
         clips = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), n_points))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             progress = tqdm(pool.map(prepare, rows), total=len(rows), desc=f"{name} at {sample_rate} Hz", unit="clip")
-            for i, clip in enumerate(progress):
-                clips[i] = clip
+            try:
+                for i, clip in enumerate(progress):
+                    clips[i] = clip
+            finally:
+                pool.shutdown(cancel_futures=True)  # or an interruption would wait for all of them
         clips.flush()
         cache.with_suffix(".json").unlink(missing_ok=True)  # the index comes last: without it a cache does not count
         temporary.rename(cache)
         temporary.write_text(json.dumps(index))
         temporary.rename(cache.with_suffix(".json"))
-    except OSError as error:
-        raise InputError(f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another folder.") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -274,17 +268,26 @@ def read_recording(path, sample_rate):
     import soundfile  # here, as training does without
 
     try:
+        cut_short = is_cut_short(path)
         samples, recorded_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (time, channels)
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{path}: cannot be read as audio ({error}): replace or remove it.") from None
-    if len(samples) == 0 or not np.isfinite(samples).all():
-        raise InputError(f"{path}: has no samples or some that are not numbers: replace or remove it.")
+    if cut_short or len(samples) == 0 or not np.isfinite(samples).all():
+        raise InputError(f"{path}: is cut short, empty or has samples that are not numbers: replace or remove it.")
     mono = samples.mean(axis=1)
     if recorded_rate == sample_rate:
         return mono
     import librosa  # takes seconds
 
     return librosa.resample(mono, orig_sr=recorded_rate, target_sr=sample_rate, res_type="soxr_hq")
+
+
+def is_cut_short(path):
+    """Whether a WAV file is shorter than its header says: libsndfile reads what is there."""
+    with open(path, "rb") as file:
+        header = file.read(8)
+    n_bytes = int.from_bytes(header[4:], "little")  # of what follows; 0 or all ones where a stream did not know it
+    return header[:4] == b"RIFF" and n_bytes not in (0, 2**32 - 1) and 8 + n_bytes > os.path.getsize(path)
 
 
 def pad_around(clip, n_points):

@@ -26,7 +26,7 @@ from torch import nn
 WINDOW_SIGMAS = 6  # window length in standard deviations λ: l = 6λ
 LOG_FLOOR = 1e-10  # added to a mel band before the logarithm
 MEL_GROUPS = 4  # the filters of a group share one product over the bins they touch: a quarter of the dense work
-CPU_BLOCK = 2**19  # samples of windowed frames worked on at once: 2 MiB of float32 stay in the caches
+CPU_BLOCK = 2**19  # samples of windowed frames that a thread works on at once: 2 MiB of float32 stay in its caches
 GPU_BLOCK = 2**26  # enough for a whole batch: 256 MiB of float32
 
 
@@ -88,39 +88,39 @@ def mel_filters(n_fft, n_mels, sample_rate, f_min, f_max, dtype, device):
     return groups
 
 
-def _spectral_products(frames, windows, n_fft, workspace=(None, None, None)):
+def _spectral_products(frames, windows, n_fft, windowed=None):
     """Products of the spectra under each window with the spectrum S under the first: |S|² and Re(conj(S)·dS/dλ).
 
     frames: shape = (clips, frames, length). windows: shape = (1 or 2, length). Returns shape = (clips, frames, windows,
     2·(n_fft//2 + 1)): the products of the real and those of the imaginary parts interleaved, still to be added.
-    workspace: the three buffers to compute in, without them new memory is used and autograd can follow.
+    windowed: a buffer for the windowed frames, 0 beyond length; without it autograd can follow.
     """
-    windowed, spectra, products = workspace
-    length = frames.shape[-1]
     if windowed is None:
-        windowed = frames.unsqueeze(-2) * windows
-    else:  # the part of it beyond length stays 0
-        torch.mul(frames.unsqueeze(-2), windows, out=windowed[..., :length])
-    spectra = torch.fft.rfft(windowed, n_fft, out=spectra)
-    parts = torch.view_as_real(spectra).flatten(-2)
-    return torch.mul(parts, parts[..., :1, :], out=products)
+        parts = torch.view_as_real(torch.fft.rfft(frames.unsqueeze(-2) * windows, n_fft)).flatten(-2)
+        return parts * parts[..., :1, :]
+    torch.mul(frames.unsqueeze(-2), windows, out=windowed[..., : frames.shape[-1]])
+    parts = torch.view_as_real(torch.fft.rfft(windowed, n_fft)).flatten(-2)
+    parts[..., 1:, :] *= parts[..., :1, :]  # in place: what a block works on has to stay in the caches
+    parts[..., 0, :].square_()
+    return parts
 
 
-def _features(products, filters, log):
-    """Features, shape = (clips, frames, bands), and their derivative in λ, None without a second window."""
+def _features(products, filters, log, out=(None, None)):
+    """Features, shape = (clips, frames, bands), and, with a second window of 2·dw/dλ, their derivative in λ, in a list.
+
+    out: the tensors to write them to; without them new memory is used and autograd can follow.
+    """
     if filters is None:
-        power = products[..., ::2] + products[..., 1::2]
-    else:
-        rows = products.flatten(0, -2)
-        power = torch.cat([rows[:, first:last] @ weights for first, last, weights in filters], dim=-1)
-        power = power.unflatten(0, products.shape[:-1])
-    features = power[..., 0, :]
-    derivative = 2 * power[..., 1, :] if power.shape[-2] == 2 else None
-    if log:
-        floored = features + LOG_FLOOR
-        features = floored.log()
-        derivative = None if derivative is None else derivative.div_(floored)
-    return features, derivative
+        parts = zip(products[..., ::2].unbind(-2), products[..., 1::2].unbind(-2), out, strict=False)
+        return [torch.add(real, imaginary, out=target) for real, imaginary, target in parts]
+    rows = products.flatten(0, -2)
+    bands = torch.cat([rows[:, first:last] @ weights for first, last, weights in filters], dim=-1)
+    bands = bands.unflatten(0, products.shape[:-1]).unbind(-2)
+    if not log:
+        return [torch.mul(band, 1, out=target) for band, target in zip(bands, out, strict=False)]
+    floored = bands[0] + LOG_FLOOR
+    derivatives = [torch.div(band, floored, out=target) for band, target in zip(bands[1:], out[1:], strict=False)]
+    return [torch.log(floored, out=out[0]), *derivatives]
 
 
 class _BlockwiseFeatures(torch.autograd.Function):
@@ -134,7 +134,7 @@ class _BlockwiseFeatures(torch.autograd.Function):
     def forward(ctx, padded, lambd, length, n_fft, hop_length, normalize_window, filters, log):
         window, window_derivative = gaussian_window(lambd, length, normalize_window)
         keeps_derivative = ctx.needs_input_grad[1]
-        windows = torch.stack([window, window_derivative]) if keeps_derivative else window.unsqueeze(0)
+        windows = torch.stack([window, 2 * window_derivative]) if keeps_derivative else window.unsqueeze(0)
         frames = padded.unfold(-1, length, hop_length)  # a view: shape = (clips, frames, length)
         n_bands = n_fft // 2 + 1 if filters is None else sum(weights.shape[1] for _, _, weights in filters)
         features = padded.new_empty(*frames.shape[:2], n_bands)
@@ -142,17 +142,12 @@ class _BlockwiseFeatures(torch.autograd.Function):
 
         blocks = _blocks(frames, n_fft * len(windows))
         largest = max((frames[block].shape[:2].numel() for block in blocks), default=0)
-        n_bins = n_fft // 2 + 1
-        windowed = padded.new_zeros(largest, len(windows), n_fft)
-        spectra = windowed.new_empty(largest, len(windows), n_bins, dtype=windowed.dtype.to_complex())
-        products = windowed.new_empty(largest, len(windows), 2 * n_bins)
+        windowed = (padded.new_empty if length == n_fft else padded.new_zeros)(largest, len(windows), n_fft)
         for block in blocks:
             shape = frames[block].shape[:2]
-            workspace = [buffer[: shape.numel()].unflatten(0, shape) for buffer in (windowed, spectra, products)]
-            block_products = _spectral_products(frames[block], windows, n_fft, workspace)
-            features[block], block_derivative = _features(block_products, filters, log)
-            if keeps_derivative:
-                derivative[block] = block_derivative
+            workspace = windowed[: shape.numel()].unflatten(0, shape)
+            products = _spectral_products(frames[block], windows, n_fft, workspace)
+            _features(products, filters, log, [kept[block] for kept in (features, derivative) if kept is not None])
 
         ctx.save_for_backward(padded if ctx.needs_input_grad[0] else None, lambd, derivative)
         ctx.window, ctx.geometry, ctx.projection = window, (length, n_fft, hop_length), (filters, log)
@@ -164,7 +159,8 @@ class _BlockwiseFeatures(torch.autograd.Function):
         padded_gradient = lambd_gradient = None
         with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
             if ctx.needs_input_grad[1]:
-                lambd_gradient = (gradient * derivative).sum().reshape(lambd.shape)
+                per_clip = torch.linalg.vecdot(gradient.flatten(1), derivative.flatten(1))
+                lambd_gradient = per_clip.sum().reshape(lambd.shape)
             if ctx.needs_input_grad[0]:
                 padded_gradient = _padded_gradient(padded, gradient, ctx.window, *ctx.geometry, *ctx.projection)
         if torch.is_grad_enabled():  # create_graph=True: what follows is right as long as nobody differentiates it
@@ -177,7 +173,8 @@ class _BlockwiseFeatures(torch.autograd.Function):
 def _blocks(frames, frame_size):
     """Slices (clips, frames) that cut frames, shape = (clips, frames, length), into blocks, a frame of frame_size."""
     n_clips, n_frames, _ = frames.shape
-    per_block = max(1, (CPU_BLOCK if frames.device.type == "cpu" else GPU_BLOCK) // frame_size)
+    block = CPU_BLOCK * torch.get_num_threads() if frames.device.type == "cpu" else GPU_BLOCK
+    per_block = max(1, block // frame_size)
     clip_step = max(1, per_block // n_frames)
     frame_step = math.ceil(n_frames / math.ceil(n_frames / per_block))  # equal blocks, not a small last one
     return [
@@ -197,7 +194,7 @@ def _padded_gradient(padded, gradient, window, length, n_fft, hop_length, filter
         with torch.enable_grad():
             segment = padded[clips, samples].detach().requires_grad_()
             products = _spectral_products(segment.unfold(-1, length, hop_length), window.unsqueeze(0), n_fft)
-            features, _ = _features(products, filters, log)
+            (features,) = _features(products, filters, log)
         result[clips, samples] += torch.autograd.grad(features, segment, block_gradient)[0]
     return result
 

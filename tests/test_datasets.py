@@ -264,7 +264,7 @@ def test_recordings_are_never_written_to(tmp_path, monkeypatch):
     assert {
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
     } == before
-    assert sorted(os.listdir(tmp_path / "cache")) == ["esc50_8000Hz_40000.json", "esc50_8000Hz_40000.npy"]
+    assert sorted(os.listdir(tmp_path / "cache")) == [f"esc50_8000Hz_40000.{kind}" for kind in ("json", "lock", "npy")]
 
 
 @pytest.mark.parametrize("content", [b"", b"not audio", None])
@@ -277,7 +277,7 @@ def test_unreadable_recording_is_named_and_leaves_no_cache(content, tmp_path):
         bad.write_bytes(content)
     with pytest.raises(InputError, match=r"7_12_1\.wav"):
         load_recordings("audio_mnist", tmp_path, 8000, 8000)
-    assert os.listdir(folder) == ["data"]
+    assert sorted(os.listdir(folder)) == ["audio_mnist_8000Hz_8000.lock", "data"]
 
 
 def test_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
@@ -296,7 +296,7 @@ def test_missing_data_and_wrong_tables(tmp_path):
     assert len(load_recordings("esc50", tmp_path, 8000, 40000).clips) == 2
     table = folder / "meta" / "esc50.csv"
     table.write_text(table.read_text().replace("1-2-A-2.wav,3,2", "1-2-A-2.wav,3,77"))
-    with pytest.raises(InputError, match="77 of 1-2-A-2"):
+    with pytest.raises(InputError, match="target 77 and fold 3 of line 4"):
         load_recordings("esc50", tmp_path, 8000, 40000)
     table.write_text(table.read_text().replace("target", "class"))
     with pytest.raises(InputError, match="target"):

@@ -216,3 +216,18 @@ def test_checkpoint_of_another_shape(tmp_path):
     published_checkpoint(path)
     with pytest.raises(InputError, match="size mismatch"):
         models.build(config_of("panns_cnn6", n_mels=40, pretrained=True, checkpoint_path=str(path)))
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5])
+def test_dropout_keeps_each_element_by_chance_and_the_mean(p):
+    x = torch.ones(1001, 333, requires_grad=True)
+    y = models.dropout(x, p, training=True)
+    kept = y != 0
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=4e-3)  # 4 standard deviations are 3.5e-3
+    assert torch.equal(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
+    neighbours = (kept[:, 1:] & kept[:, :-1]).float().mean().item()
+    assert neighbours == pytest.approx((1 - p) ** 2, abs=6e-3)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    assert not torch.equal(kept, models.dropout(x, p, training=True) != 0)
+    assert models.dropout(x, p, training=False) is x
