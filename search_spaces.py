@@ -32,6 +32,8 @@ KEYS = {
     "max_epochs": "epochs at most",
     "patience": "epochs without a lower validation loss after which a trial ends",
     "device": "cuda:0 or cpu; without a CUDA device the CPU is taken",
+    "tf32": "True: convolutions and products of a GPU in TF32, quicker and less exact (default False)",
+    "bf16": "True: the network behind the layer in bfloat16, quicker and less exact (default False)",
     "resample_rate": "sample rate of the clips, Hz",
     "init_lambd": "λ to start from, in samples: resample_rate · window length in seconds / 6",
     "n_points": "samples per clip",

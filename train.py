@@ -8,13 +8,36 @@ The keys of a config are those of search_spaces.KEYS, each with one value.
 
 import copy
 import math
+import os
+import re
+import sys
 
+import psutil
 import torch
 
 import models
 from datasets import InputError
 
+FEATURE_MEMORY = 0.5  # share of a trial's free memory that the features of a fixed window may take
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+LIMITS = {  # key: least value, kind
+    "batch_size": (1, int),
+    "max_epochs": (1, int),
+    "patience": (1, int),
+    "n_mels": (1, int),
+    "hop_length": (1, int),
+    "n_points": (2, int),
+    "resample_rate": (2, int),
+    "n_samples": (10, int),  # a tenth is for validation
+    "seed": (0, int),
+    "init_lambd": (0.5, float),  # samples; below, the window is an impulse and λ stays there
+    "lr_model": (0, float),
+    "lr_tf": (0, float),
+    "noise_std": (0, float),
+    "sigma_ref": (0.1, float),
+}
+FLAGS = {"trainable", "energy_normalize", "optimized", "normalize_window", "augment", "pretrained", "center_offset"}
+FLAGS |= {"tf32", "bf16"}
 TRIAL_KEYS = ("batch_size", "max_epochs", "patience", "device")  # read here, beside those of networks and optimizers
 PULSES_KEYS = ("n_samples", "n_points", "noise_std", "sigma_ref", "center_offset")
 
@@ -25,18 +48,20 @@ def train(config, data, report, state=None):
     data: datasets.Data. state: what snapshot() gave after an epoch, to go on from there.
     report(metrics, snapshot) is called after each epoch. metrics: loss, valid_loss (means over examples), valid_acc,
     best_valid_loss, best_valid_acc (accuracy at the lowest loss), lambd_est, best_lambd_est (λ in samples, with its
-    sign), energy (mean over training batches of the summed features), finished. snapshot() gives all that the trial's
-    future depends on, as tensors and numbers; its entry best_net is the network to test.
+    sign), energy (mean over training batches of the summed features), lacked_memory (for what with_features keeps),
+    finished. snapshot() gives all that the trial's future depends on, as tensors and numbers; its entry best_net is the
+    network to test.
 
     Raises FloatingPointError where a loss is not finite.
     """
-    device = choose_device(config)
+    check(config)
     torch.manual_seed(config["seed"])
     shuffle = torch.Generator().manual_seed(config["seed"])
-    net, loss_function = models.build(config)
-    net.to(device)
+    net, loss_function, device = prepare(config)
     optimizer = make_optimizer(net, config)
     data = data.to(device)
+    if not config["trainable"]:
+        data = with_features(data, net.spectrogram_layer, config["batch_size"])
     lambd = net.spectrogram_layer.lambd
     epoch, stale_epochs, best, best_net = 0, 0, {"best_valid_loss": math.inf}, None
     if state is not None:
@@ -79,14 +104,23 @@ def train(config, data, report, state=None):
             "valid_acc": valid_acc,
             "lambd_est": lambd.item(),
             "energy": energy,
+            "lacked_memory": not config["trainable"] and data.features is None,
             "finished": epoch == config["max_epochs"] or stale_epochs == config["patience"],
         }
         report(metrics | best, snapshot)
 
 
-def choose_device(config):
-    """The config's device, the CPU where there is no CUDA device."""
-    return torch.device(config["device"] if torch.cuda.is_available() else "cpu")
+def prepare(config):
+    """The network of a config on its device, its loss function, and the device: the CPU where there is no CUDA device.
+
+    Also sets for this process whether a GPU may round convolutions and products to TF32.
+    """
+    device = torch.device(config["device"] if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.get("tf32", False)
+    net, loss_function = models.build(config)
+    # On a CPU convolutions are quicker with the channels last in memory.
+    net.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.preserve_format)
+    return net, loss_function, device
 
 
 def make_optimizer(net, config):
@@ -95,7 +129,7 @@ def make_optimizer(net, config):
         {"params": net.spectrogram_layer.parameters(), "lr": config["lr_tf"]},
         {"params": net.head.parameters(), "lr": config["lr_model"]},
     ]
-    return OPTIMIZERS[config["optimizer_name"]](groups)
+    return OPTIMIZERS[config["optimizer_name"]](groups, fused=True)
 
 
 def train_epoch(net, loss_function, optimizer, data, batches):
@@ -103,7 +137,7 @@ def train_epoch(net, loss_function, optimizer, data, batches):
     net.train()
     total_loss = total_energy = torch.zeros((), device=data.clips.device)  # read once, at the end
     for batch in batches:
-        logits, features = net(data.clips[batch])
+        logits, features = predict(net, data, batch)
         loss = loss_function(logits, data.labels[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -113,6 +147,43 @@ def train_epoch(net, loss_function, optimizer, data, batches):
     return total_loss.item() / sum(map(len, batches)), total_energy.item() / len(batches)
 
 
+def predict(net, data, batch):
+    """Logits and features of a batch of indices."""
+    if data.features is None:
+        return net(data.clips.index_select(0, batch))
+    return net.classify(data.features.index_select(0, batch).transpose(-1, -2))
+
+
+@torch.no_grad()
+def with_features(data, layer, batch_size):
+    """The data with the layer's features of all that is trained and validated on, where memory allows.
+
+    A window that is not trained gives the same features in every epoch.
+    """
+    device = data.clips.device
+    n_features = len(data.clips) * layer(data.clips[:1]).numel()
+    needed, allowed = n_features * data.clips.element_size(), FEATURE_MEMORY * own_memory(device)
+    if needed > allowed:
+        sizes = f"they need {needed / 2**20:.0f} MiB, a trial may take {allowed / 2**20:.0f} MiB for them"
+        print(f"features are computed anew in every epoch: {sizes}", file=sys.stderr)
+        return data
+    features = None
+    for part in ("train", "valid"):
+        for batch in data.splits[part].split(batch_size):
+            batch_features = layer(data.clips.index_select(0, batch)).transpose(-1, -2)
+            if features is None:
+                features = batch_features.new_empty(len(data.clips), *batch_features.shape[1:])
+            features[batch] = batch_features
+    return data._replace(features=features)
+
+
+def own_memory(device):
+    """Bytes that are free on a device for one of the trials at a time."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 4
+    return psutil.virtual_memory().available * torch.get_num_threads() / os.cpu_count()
+
+
 @torch.no_grad()
 def evaluate(net, loss_function, data, indices, batch_size):
     """Loss and accuracy (0..1), means over the examples of the given indices."""
@@ -120,7 +191,7 @@ def evaluate(net, loss_function, data, indices, batch_size):
     total_loss = total_correct = torch.zeros((), device=data.clips.device)
     for batch in indices.split(batch_size):
         labels = data.labels[batch]
-        logits, _ = net(data.clips[batch])
+        logits, _ = predict(net, data, batch)
         total_loss = total_loss + loss_function(logits, labels) * len(batch)
         total_correct = total_correct + (logits.argmax(dim=1) == labels).sum()
     return total_loss.item() / len(indices), total_correct.item() / len(indices)
@@ -146,6 +217,16 @@ def check(config):
             raise InputError(f"config: optimizer_name '{config['optimizer_name']}' is not one of {list(OPTIMIZERS)}.")
         for key in TRIAL_KEYS + (PULSES_KEYS if config["dataset_name"] == "time_frequency" else ()):
             config[key]
+        for key in config.keys() & LIMITS.keys():
+            check_number(key, config[key], *LIMITS[key])
+        for key in config.keys() & FLAGS:
+            if not isinstance(config[key], bool):
+                raise InputError(f"config: {key} must be True or False, not {config[key]!r}.")
+        for key in ("hop_length", "init_lambd"):
+            if config[key] > config["n_points"]:
+                raise InputError(f"config: {key} {config[key]} is longer than a clip of {config['n_points']} samples.")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", str(config["device"])):
+            raise InputError(f"config: device '{config['device']}' must be cpu, cuda or cuda:0 and so on.")
         with torch.device("meta"):  # shapes without memory
             net, _ = models.build(config)
         make_optimizer(net, config)
@@ -153,3 +234,11 @@ def check(config):
         raise InputError(f"config: key {error} is missing: add it to the search space.") from None
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def check_number(key, value, minimum, kind):
+    """Raises InputError where a value is not a number of its kind, finite and large enough."""
+    numbers = int if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, numbers) or not (minimum <= value < math.inf):
+        what = "a whole number" if kind is int else "a finite number"
+        raise InputError(f"config: {key} must be {what} of {minimum} or more, not {value!r}.")

@@ -62,7 +62,7 @@ def test_fixed_window_stays():
 def test_reports_every_metric_of_every_epoch():
     reports, _ = run(tiny_config())
     assert [metrics["finished"] for metrics in reports] == [False, False, False, True]
-    names = ["loss", "valid_loss", "valid_acc", "lambd_est", "energy", "finished"]
+    names = ["loss", "valid_loss", "valid_acc", "lambd_est", "energy", "lacked_memory", "finished"]
     assert all([*metrics] == [*names, "best_valid_loss", "best_valid_acc", "best_lambd_est"] for metrics in reports)
     best = min(reports, key=lambda metrics: metrics["valid_loss"])
     assert reports[-1]["best_valid_loss"] == best["valid_loss"]
@@ -169,3 +169,50 @@ def test_check_refuses_what_cannot_be_trained(changes, message):
 @pytest.mark.parametrize("space", [search_spaces.audio_mnist, search_spaces.esc50, search_spaces.time_frequency])
 def test_check_allows_the_paper_s_experiments(space):
     train.check({**space(1000), "trainable": True, "init_lambd": 13.3})
+
+
+predict = train.predict
+MEL = {"model_name": "mel_linear_net", "n_mels": 16, "hop_length": 8, "resample_rate": 8000, "energy_normalize": True}
+
+
+@pytest.mark.parametrize("changes", [{}, {**MEL, "optimized": True, "optimizer_name": "adam"}])
+def test_kept_features_of_a_fixed_window_change_no_number(changes, monkeypatch, capsys):
+    config = tiny_config(trainable=False, init_lambd=6.38, batch_size=64, **changes)
+    seen = []
+    monkeypatch.setattr(train, "predict", lambda net, data, batch: seen.append(data) or predict(net, data, batch))
+    kept = run(config)
+    assert all(data.features is not None for data in seen)
+    seen.clear()
+    monkeypatch.setattr(train, "FEATURE_MEMORY", 0)
+    anew = run(config)
+    assert all(data.features is None for data in seen)
+    assert "computed anew" in capsys.readouterr().err
+    assert all(
+        not old.pop("lacked_memory") and new.pop("lacked_memory") for old, new in zip(kept[0], anew[0], strict=True)
+    )
+    assert kept[0] == anew[0]
+    torch.testing.assert_close(kept[1], anew[1], rtol=0, atol=0)
+
+
+def test_features_are_kept_only_for_fixed_windows(monkeypatch):
+    monkeypatch.setattr(train, "with_features", lambda *arguments: pytest.fail("features of a trainable window kept"))
+    run(tiny_config(max_epochs=1))
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_off_unless_asked_for(tf32):
+    train.prepare(tiny_config(tf32=tf32) if tf32 else tiny_config())
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+
+
+def test_bf16_rounds_the_network_and_not_the_features():
+    clips = torch.randn(8, 128)
+    outputs = []
+    for bf16 in (False, True):
+        torch.manual_seed(0)
+        net, _, _ = train.prepare(tiny_config(bf16=bf16))
+        outputs.append(net(clips))
+    (logits, features), (rounded, same) = outputs
+    assert rounded.dtype == torch.float32 and torch.equal(features, same)
+    assert not torch.equal(logits, rounded)
+    torch.testing.assert_close(logits, rounded, rtol=0.05, atol=0.05 * logits.abs().max().item())
