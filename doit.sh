@@ -55,7 +55,9 @@ if [ -n "$datasets" ]; then
     sh "$here/download_data.sh" $datasets
 fi
 echo "== Experiments"
-sh "$here/run_experiments.sh"
+status=0
+sh "$here/run_experiments.sh" || status=$?
+case $status in 0 | 3) ;; *) exit "$status" ;; esac
 echo "== Test predictions"
 sh "$here/run_test_predictions.sh"
 echo "== Tables"
@@ -68,3 +70,7 @@ for name in $EXPERIMENTS; do
     echo "$RAY_RESULTS_DIR/$name/$name.csv"
     echo "$RAY_RESULTS_DIR/$name/experiment.json"
 done
+if [ "$status" = 3 ]; then
+    echo "doit.sh: some trials failed, see above; run it again to try them once more." >&2
+    exit 3
+fi

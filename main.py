@@ -4,12 +4,16 @@
     python main.py --name=esc50 --data_dir=data --ray_root_dir=ray_results
 
 Results go to RAY_ROOT_DIR/NAME, see results.py. The same command again continues what was interrupted and leaves
-finished trials alone; a larger --num_samples adds the missing runs.
+finished trials alone; a larger --num_samples adds the missing runs. Exit codes: 0 all trials are finished, 1 a sentence
+says why it did not run to the end, 3 it did but some trials failed.
 """
 
 import argparse
 import inspect
 import os
+import shutil
+import signal
+import socket
 import sys
 import tempfile
 import time
@@ -18,7 +22,6 @@ from pathlib import Path
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the console output that shows a table of chosen columns
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # short trials may end often
-
 import ray
 import torch
 from ray import tune
@@ -30,10 +33,14 @@ import datasets
 import search_spaces
 import train
 from datasets import InputError
-from results import CHECKPOINT_FILE, Experiment
+from results import CHECKPOINT_FILE, Experiment, finished, read_checkpoint
 
+# Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
+MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 CHECKPOINT_SECONDS = 10  # work that an interruption may cost a trial
+MAX_FAILURES = 3  # times that a failed trial starts again from its checkpoint: its worker or its machine may have died
+SOME_FAILED = 3  # exit code
 REPORT_SECONDS = 10  # between console tables
 PARAMETER_COLUMNS = ["init_lambd", "trainable", "model_name", "seed"]
 FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "seed": 0, "cpus_per_trial": 1, "gpus_per_trial": 0}
@@ -47,19 +54,22 @@ def main():
         search_space["checkpoint_path"] = os.path.abspath(search_space["checkpoint_path"])
     configs = check_search_space(search_space)
     experiment = Experiment(args.ray_root_dir, args.name)
+    if args.restart and (aside := experiment.set_aside()):
+        print(f"{args.name}: what was there is now {aside}")
     experiment.claim(describe(search_space))
     seeds = range(args.seed, args.seed + args.num_samples)
     missing = [seed for seed in seeds if seed not in experiment.seeds()]
     unfinished = [batch for batch in experiment.record["batches"] if not experiment.is_finished(batch)]
     if not missing and not unfinished:
-        print(f"{args.name}: all trials are finished, in {experiment.folder}")
+        experiment.tidy()
+        print(f"{args.name}: all trials are finished, in {experiment.address}")
         return
 
     recordings = datasets.recordings_of(search_space, args.data_dir)
     if recordings is not None:
         for config in configs:
             datasets.split_recordings(config["dataset_name"], recordings.groups, config.get("split"))
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    connect(args.ray_address)
     resources = choose_resources(args)
     batches = unfinished + ([experiment.add_batch(missing, len(configs))] if missing else [])
     trainable = tune.with_resources(tune.with_parameters(run_trial, recordings=recordings), resources)
@@ -67,13 +77,18 @@ def main():
     failures = []
     for batch in batches:
         results = make_tuner(trainable, search_space, experiment, batch).fit()
-        failures += [result for result in results if result.error is not None]
-        if not failures and not experiment.is_finished(batch):
-            sys.exit(f"main.py: interrupted: the same command continues {args.name}.")
+        failed = [result for result in results if result.error is not None]
+        failures += failed
+        if sum(map(finished, results)) + len(failed) < batch["n_trials"]:
+            raise KeyboardInterrupt
+        if any(finished(result) and result.metrics["lacked_memory"] for result in results):
+            print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
+    experiment.tidy()
     if failures:
-        messages = {str(failure.error).strip().splitlines()[-1] for failure in failures}
-        sys.exit(f"main.py: {len(failures)} trials of {args.name} failed: {'; '.join(sorted(messages))}")
-    print(f"{args.name}: all trials are finished, in {experiment.folder}")
+        messages = sorted({str(failure.error).strip().splitlines()[-1] for failure in failures})
+        print(f"main.py: {len(failures)} trials of {args.name} failed: {'; '.join(messages)}", file=sys.stderr)
+        sys.exit(SOME_FAILED)
+    print(f"{args.name}: all trials are finished, in {experiment.address}")
 
 
 def parse_args():
@@ -81,11 +96,13 @@ def parse_args():
     parser.add_argument("--name", required=True, help="experiment: a search space's name, or one that contains it")
     parser.add_argument("--num_samples", type=int, default=1, help="runs of the grid (1)")
     parser.add_argument("--max_epochs", type=int, default=1000, help="epochs of a trial at most (1000)")
-    parser.add_argument("--ray_root_dir", default="ray_results", help="folder of all results (ray_results)")
+    parser.add_argument("--ray_root_dir", default="ray_results", help="folder or URI of all results (ray_results)")
     parser.add_argument("--data_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run, each further has one more (0)")
     parser.add_argument("--cpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['cpu']}, without a GPU 1)")
     parser.add_argument("--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)")
+    parser.add_argument("--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)")
+    parser.add_argument("--restart", action="store_true", help="move the experiment's old results aside and start anew")
     args = parser.parse_args()
     for flag, minimum in FLAG_MINIMUM.items():
         value = getattr(args, flag)
@@ -94,13 +111,34 @@ def parse_args():
     return args
 
 
+def connect(address):
+    """Joins the Ray cluster at an address; without one starts a private one on this machine."""
+    options = {"log_to_driver": False, "logging_level": "error"}
+    if address is None:
+        os.environ.update(MEMORY | os.environ)  # trials inherit it
+        ray.init(address="local", include_dashboard=False, **options)
+    else:
+        with tempfile.TemporaryDirectory() as scripts:  # trials get these and this environment wherever they run
+            for script in Path(__file__).parent.glob("*.py"):
+                shutil.copy(script, scripts)
+            try:
+                if ":" in address:  # Ray would try for minutes
+                    host, port = address.rsplit(":", 1)
+                    socket.create_connection((host, int(port)), timeout=10).close()
+                ray.init(address=address, runtime_env={"working_dir": scripts, "env_vars": MEMORY}, **options)
+            except Exception as error:  # of many kinds, some of many lines
+                reason = (str(error).strip() or repr(error)).splitlines()[0]
+                raise InputError(f"--ray_address={address}: no Ray cluster can be joined ({reason:.300}).") from None
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: Ray Tune leaves a state to continue from
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 def run_trial(config, recordings):
     """What Ray runs for a trial: trains, reports every epoch and leaves a checkpoint now and then and at the end."""
     torch.set_num_threads(max(1, int(tune.get_context().get_trial_resources().required_resources["CPU"])))
     state = None
     if checkpoint := tune.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder, CHECKPOINT_FILE), map_location="cpu", weights_only=True)
+        state = read_checkpoint(checkpoint)
     last_checkpoint = time.monotonic()
 
     def report(metrics, snapshot):
@@ -118,9 +156,9 @@ def run_trial(config, recordings):
 
 def make_tuner(trainable, search_space, experiment, batch):
     """The Ray Tune experiment of a batch of runs, restored where it was interrupted."""
-    folder = experiment.folder / batch["folder"]
     if experiment.trials(batch):
-        return tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
+        folder = f"{experiment.address}/{batch['folder']}"
+        return tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
     reporter = tune.CLIReporter(
         parameter_columns=PARAMETER_COLUMNS,
         metric_columns=METRIC_COLUMNS,
@@ -137,11 +175,13 @@ def make_tuner(trainable, search_space, experiment, batch):
             reuse_actors=True,  # the next trial finds torch imported
         ),
         run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(experiment.folder),
+            name=batch["folder"],
+            storage_path=experiment.address,
             progress_reporter=reporter,
             verbose=1,
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            # Two, as Ray may notice the last one only after the one before was removed.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
         ),
     )
 
@@ -187,24 +227,25 @@ def describe(value):
 
 
 def choose_resources(args):
-    """CPUs and GPUs of a trial: as asked for, otherwise RESOURCES_PER_TRIAL as far as the machine has them."""
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-    resources = dict(RESOURCES_PER_TRIAL)
-    if gpus == 0:
-        resources = {"cpu": 1, "gpu": 0}
-    elif resources["cpu"] > cpus:
-        resources["cpu"] = max(1, int(cpus * resources["gpu"] / gpus))
-    for kind, wish, available in (("cpu", args.cpus_per_trial, cpus), ("gpu", args.gpus_per_trial, gpus)):
-        if wish is not None and wish > available:
-            raise InputError(f"--{kind}s_per_trial={wish:g} cannot be met: there are {available:g} here.")
-        resources[kind] = resources[kind] if wish is None else wish
-    if gpus == 0:
-        at_once = int(cpus / resources["cpu"])
-        print(f"No CUDA device: training on the CPU, {at_once} trials at a time.", flush=True)
-    elif resources["cpu"] < RESOURCES_PER_TRIAL["cpu"]:
-        print(f"With {cpus:g} CPUs here, a trial gets {resources['cpu']:g}.", flush=True)
-    return resources
+    """CPUs and GPUs of a trial: as asked for, otherwise RESOURCES_PER_TRIAL as far as the machines have them."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [(node.get("CPU", 0), node.get("GPU", 0)) for node in alive]
+    for i, (kind, wish) in enumerate((("cpu", args.cpus_per_trial), ("gpu", args.gpus_per_trial))):
+        largest = max(node[i] for node in nodes)
+        if wish is not None and wish > largest:
+            raise InputError(f"--{kind}s_per_trial={wish:g} cannot be met: there are {largest:g} here.")
+    with_gpu = [(cpus, gpus) for cpus, gpus in nodes if gpus > 0]
+    gpu = (RESOURCES_PER_TRIAL["gpu"] if with_gpu else 0) if args.gpus_per_trial is None else args.gpus_per_trial
+    cpu = 1
+    if gpu > 0:  # as many trials as share the GPUs of a machine share its CPUs
+        cpu = min(RESOURCES_PER_TRIAL["cpu"], *(max(1, int(cpus * gpu / gpus)) for cpus, gpus in with_gpu))
+    cpu = cpu if args.cpus_per_trial is None else args.cpus_per_trial
+    at_once = sum(int(min(cpus / cpu, gpus / gpu if gpu else cpus) + 1e-6) for cpus, gpus in nodes)
+    if at_once < 1:
+        raise InputError(f"no machine here has {cpu:g} CPUs and {gpu:g} GPUs together: ask for less per trial.")
+    device = "Training on GPUs" if gpu else "Training on the CPU" if with_gpu else "No CUDA device: training on the CPU"
+    print(f"{device}, {at_once} trials at a time, {cpu:g} CPUs each.", flush=True)
+    return {"cpu": cpu, "gpu": gpu}
 
 
 if __name__ == "__main__":

@@ -8,17 +8,14 @@ config, logdir, trial_id, training_iteration and test_accuracy (0..1).
 
 import argparse
 import sys
-from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 import datasets
-import models
 import train
 from datasets import InputError
-from results import CHECKPOINT_FILE, Experiment, finished, write_whole
+from results import Experiment, finished, read_checkpoint
 
 
 def main():
@@ -30,15 +27,19 @@ def main():
 
     experiment = Experiment(args.ray_results_dir, args.dataset_name)
     if experiment.record is None:
-        raise InputError(f"no experiment in {experiment.folder}: train it with main.py --name={args.dataset_name}.")
+        raise InputError(f"no experiment in {experiment.address}: train it with main.py --name={args.dataset_name}.")
     trials = [trial for batch in experiment.record["batches"] for trial in experiment.trials(batch)]
     done = [trial for trial in trials if finished(trial)]
     if len(done) < len(trials):
         left_out = len(trials) - len(done)
-        print(f"warning: {args.dataset_name}: {left_out} of {len(trials)} trials are not finished, left out")
+        failed = sum(trial.error is not None for trial in trials)
+        print(
+            f"warning: {args.dataset_name}: left out of {len(trials)} trials: {failed} failed, "
+            f"{left_out - failed} not finished"
+        )
     if not done:
         raise InputError(
-            f"no finished trial in {experiment.folder}: run main.py --name={args.dataset_name} to its end."
+            f"no finished trial in {experiment.address}: run main.py --name={args.dataset_name} to its end."
         )
 
     recordings = datasets.recordings_of(done[0].config, args.data_base_dir)
@@ -46,9 +47,8 @@ def main():
         {**row(trial), "test_accuracy": accuracy_of(trial, recordings)}
         for trial in tqdm(done, desc=f"testing {args.dataset_name}", unit="trial")
     ]
-    table = experiment.folder / f"{args.dataset_name}.csv"
-    write_whole(table, pd.DataFrame(rows).to_csv())
-    print(f"{args.dataset_name}: {len(rows)} trials tested, in {table}")
+    experiment.storage.write(experiment.table, pd.DataFrame(rows).to_csv())
+    print(f"{args.dataset_name}: {len(rows)} trials tested, in {experiment.storage.address}/{experiment.table}")
 
 
 def row(trial):
@@ -61,13 +61,15 @@ def row(trial):
 def accuracy_of(trial, recordings):
     """Accuracy (0..1) of a trial's best network on its test split."""
     config = trial.config
-    device = train.choose_device(config)
-    with trial.checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder, CHECKPOINT_FILE), map_location="cpu", weights_only=True)
-    net, loss_function = models.build({**config, "pretrained": False})
-    net.load_state_dict(state["best_net"])
+    state = read_checkpoint(trial.checkpoint)
+    net, loss_function, device = train.prepare({**config, "pretrained": False})
+    try:
+        net.load_state_dict(state["best_net"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        message = f"{trial.checkpoint.path} holds no {config['model_name']} of this trial ({error!r:.200}): remove it."
+        raise InputError(message) from None
     data = datasets.load(config, recordings).to(device)
-    _, accuracy = train.evaluate(net.to(device), loss_function, data, data.splits["test"], config["batch_size"])
+    _, accuracy = train.evaluate(net, loss_function, data, data.splits["test"], config["batch_size"])
     return accuracy
 
 

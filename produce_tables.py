@@ -7,13 +7,16 @@ l = 6λ / sample rate, as (min, max) over the runs where they are trained; accur
 """
 
 import argparse
+import io
+import json
 import os
 import sys
-from pathlib import Path
 
 import pandas as pd
 
+from datasets import InputError
 from dmel import WINDOW_SIGMAS
+from results import Storage
 
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
@@ -23,21 +26,26 @@ VARIED = {"config/trainable", "config/init_lambd", "config/model_name", "config/
 
 def main():
     parser = argparse.ArgumentParser(description="Print the tables of the paper from the CSV files of predict_test.py.")
-    parser.add_argument("--ray_results_dir", default="ray_results", help="folder of all results (ray_results)")
-    results_dir = Path(parser.parse_args().ray_results_dir)
-    if not results_dir.is_dir():
-        sys.exit(f"produce_tables.py: there is no folder '{results_dir}': train with main.py first.")
+    parser.add_argument("--ray_results_dir", default="ray_results", help="folder or URI of all results (ray_results)")
+    storage = Storage(parser.parse_args().ray_results_dir)
+    found = set(storage.list())
+    if not found:
+        raise InputError(f"there are no results in '{storage.address}': train with main.py first.")
 
-    found = {path.name for path in results_dir.iterdir() if path.is_dir()}
     others = sorted(found - set(EXPERIMENTS), key=lambda name: (paper_order(name), name))
     for name in [*EXPERIMENTS, *others]:
-        path = results_dir / name / f"{name}.csv"
-        if not path.exists():
-            print(f"% {name}: no results yet\n")
+        table = f"{name}/{name}.csv"
+        text = storage.read(table)
+        record = storage.read(f"{name}/experiment.json")
+        if text is None:
+            if name in EXPERIMENTS or record is not None:
+                print(f"% {name}: no results yet\n")
             continue
-        trials = read_trials(path)
+        trials = read_trials(text, f"{storage.address}/{table}")
         rows, in_samples = table_rows(trials)
-        print(f"% {name}: {len(trials)} trials")
+        started = sum(batch["n_trials"] for batch in json.loads(record)["batches"]) if record else len(trials)
+        others = f", of {started}: the others failed or are not finished" if started > len(trials) else ""
+        print(f"% {name}: {len(trials)} trials{others}")
         for note in notes(trials):
             print(f"% {note}")
         print(f"\n{latex(rows, in_samples)}\n\n{markdown(rows, in_samples)}\n")
@@ -48,17 +56,17 @@ def paper_order(name):
     return next((i for i, experiment in enumerate(EXPERIMENTS) if experiment in name), len(EXPERIMENTS))
 
 
-def read_trials(path):
-    """Rows of a CSV of predict_test.py; column cell numbers the initial windows, equal ones to within 1e-6."""
+def read_trials(text, path):
+    """Trials of a CSV's text; column cell numbers the initial windows, equal ones to within 1e-6."""
     needed = ["config/init_lambd", "config/trainable", "config/model_name", "best_lambd_est", "test_accuracy"]
     try:
-        trials = pd.read_csv(path, index_col=0)
-    except (ValueError, OSError) as error:
-        sys.exit(f"produce_tables.py: {path} cannot be read ({error}): make it again with predict_test.py.")
+        trials = pd.read_csv(io.StringIO(text), index_col=0)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}): make it again with predict_test.py.") from None
     missing = [column for column in needed if column not in trials]
     if missing or trials.empty:
         what = f"lacks the columns {', '.join(missing)}" if missing else "has no trial"
-        sys.exit(f"produce_tables.py: {path} {what}: make it again with predict_test.py.")
+        raise InputError(f"{path} {what}: make it again with predict_test.py.")
     trials = trials.sort_values("config/init_lambd")
     init = trials["config/init_lambd"]
     trials["cell"] = ((init - init.shift()) > 1e-6 * init).cumsum()
@@ -135,5 +143,7 @@ def markdown(rows, in_samples):
 if __name__ == "__main__":
     try:
         main()
+    except InputError as error:
+        sys.exit(f"produce_tables.py: {error}")
     except BrokenPipeError:  # produce_tables.py | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

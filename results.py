@@ -3,8 +3,11 @@
 experiment.json   the search space, and for every batch of runs: seeds, versions, git commit, hardware, command
 seeds_0-9/        one Ray Tune experiment per batch: a folder per trial, with progress.csv and checkpoints
 NAME.csv          one row per finished trial, by predict_test.py
+
+RAY_RESULTS is a folder, or the URI of any storage that Ray accepts, such as s3://bucket/results.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -13,9 +16,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pandas as pd
 import torch
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray import tune
 
 from datasets import InputError
@@ -29,13 +35,16 @@ class Experiment:
 
     def __init__(self, results_dir, name):
         self.name = name
-        self.folder = Path(results_dir).absolute() / name
-        self.record_file = self.folder / "experiment.json"
+        self.storage = Storage(results_dir)
+        self.address = f"{self.storage.address}/{name}"  # for people and for Ray
+        self.table = f"{name}/{name}.csv"
+        self.record_file = f"{name}/experiment.json"
         try:
-            self.record = json.loads(self.record_file.read_text()) if self.record_file.exists() else None
+            text = self.storage.read(self.record_file)
+            self.record = None if text is None else json.loads(text)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"cannot read {self.record_file} ({error}): move the folder aside and start again."
+                f"cannot read {self.address}/experiment.json ({error}): start anew with --restart."
             ) from None
 
     def claim(self, search_space):
@@ -50,9 +59,15 @@ class Experiment:
         ]
         if differences:
             raise InputError(
-                f"{self.folder} holds another experiment ({'; '.join(differences)}): choose another --name, such as "
-                f"{self.name}_2, or move the folder aside."
+                f"{self.address} holds another experiment ({'; '.join(differences)}): choose another --name, such as "
+                f"{self.name}_2, or move it aside with --restart."
             )
+
+    def set_aside(self):
+        """Renames the folder, if there is one; returns the new name."""
+        aside = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        self.record = None
+        return aside if self.storage.rename(self.name, aside) else None
 
     def add_batch(self, seeds, n_cells):
         """Records a new batch of runs of a grid of n_cells, before it starts, and returns it."""
@@ -60,10 +75,9 @@ class Experiment:
         batch = {"folder": folder, "seeds": seeds, "n_trials": n_cells * len(seeds), **provenance()}
         self.record["batches"].append(batch)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.record_file, json.dumps(self.record, indent=2) + "\n")
+            self.storage.write(self.record_file, json.dumps(self.record, indent=2) + "\n")
         except OSError as error:
-            raise InputError(f"cannot write {self.folder} ({error}): choose another --ray_root_dir.") from None
+            raise InputError(f"cannot write {self.address} ({error}): choose another --ray_root_dir.") from None
         return batch
 
     def seeds(self):
@@ -71,19 +85,116 @@ class Experiment:
 
     def trials(self, batch):
         """Results of a batch's trials, tune.Result each, in order; empty where Ray had not yet written any."""
-        folder = self.folder / batch["folder"]
-        if not any(folder.glob("experiment_state-*.json")):
+        folder = f"{self.name}/{batch['folder']}"
+        if not any(name.startswith("experiment_state-") for name in self.storage.list(folder)):
             return []
-        return sorted(tune.ResultGrid(tune.ExperimentAnalysis(str(folder))), key=lambda trial: trial.path)
+        try:
+            analysis = tune.ExperimentAnalysis(self.storage.path(folder), storage_filesystem=self.storage.filesystem)
+            return sorted(tune.ResultGrid(analysis), key=lambda trial: trial.path)
+        except Exception as error:  # whatever a damaged file brings about
+            place = f"{self.address}/{batch['folder']}"
+            message = f"cannot read what Ray left in {place} ({error!r:.200}): start anew with --restart."
+            raise InputError(message) from None
 
     def is_finished(self, batch):
         """Whether all trials of a batch are; Ray makes the later ones of a large grid only as it gets to them."""
         return sum(map(finished, self.trials(batch))) == batch["n_trials"]
 
+    def tidy(self):
+        """Leaves each epoch once in progress.csv and result.json of finished trials: interrupted ones repeated some."""
+        for batch in self.record["batches"]:
+            for trial in filter(finished, self.trials(batch)):
+                lines = (trial.filesystem.open_input_stream(f"{trial.path}/result.json")).read().decode().splitlines()
+                history = epochs(lines)
+                if len(history) < len(lines):
+                    folder = os.path.relpath(trial.path, self.storage.root)
+                    table = pd.json_normalize(history, sep="/").to_csv(index=False)
+                    self.storage.write(f"{folder}/progress.csv", table)
+                    self.storage.write(
+                        f"{folder}/result.json", "".join(json.dumps(report) + "\n" for report in history)
+                    )
+
+
+class Storage:
+    """Text files below a folder, given as a path or as a URI."""
+
+    def __init__(self, root):
+        try:
+            if "://" in str(root):
+                self.filesystem, self.root = FileSystem.from_uri(root)
+                self.address = root.rstrip("/")
+            else:
+                self.filesystem, self.root = LocalFileSystem(), str(Path(root).absolute())
+                self.address = self.root
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"cannot use '{root}' for results ({error}): name a folder or a URI that Ray accepts."
+            ) from None
+
+    def path(self, name):
+        return f"{self.root}/{name}"
+
+    def read(self, name):
+        """Content of a file, None where there is none."""
+        if self.filesystem.get_file_info(self.path(name)).type == FileType.NotFound:
+            return None
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return stream.read().decode()
+
+    def write(self, name, text):
+        """Writes a file in one piece: beside its place first, then renamed."""
+        path = self.path(name)
+        temporary = f"{path}.{os.getpid()}.tmp"
+        self.filesystem.create_dir(os.path.dirname(path), recursive=True)
+        try:
+            with self.filesystem.open_output_stream(temporary) as stream:
+                stream.write(text.encode())
+            self.filesystem.move(temporary, path)
+        except BaseException:
+            if self.filesystem.get_file_info(temporary).type != FileType.NotFound:
+                self.filesystem.delete_file(temporary)
+            raise
+
+    def list(self, name=""):
+        """Names of what a folder holds."""
+        selector = FileSelector(self.path(name), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def rename(self, old, new):
+        """Renames a folder; False where there is none."""
+        if self.filesystem.get_file_info(self.path(old)).type == FileType.NotFound:
+            return False
+        try:
+            self.filesystem.move(self.path(old), self.path(new))
+        except OSError as error:
+            raise InputError(f"{self.address}/{old} cannot be renamed ({error}): choose another --name.") from None
+        return True
+
 
 def finished(trial):
     """Whether a trial trained to its end: Ray also calls an interrupted one terminated."""
     return trial.error is None and bool(trial.metrics) and bool(trial.metrics.get("finished"))
+
+
+def epochs(lines):
+    """Reports of a result.json, the last one of each epoch, in order."""
+    reports = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):  # cut short by an interruption
+            report = json.loads(line)
+            reports[report["training_iteration"]] = report
+    return [reports[epoch] for epoch in sorted(reports)]
+
+
+def read_checkpoint(checkpoint):
+    """What train.py's snapshot() gave; raises InputError where the checkpoint holds no such thing."""
+    with checkpoint.as_directory() as folder:
+        try:
+            return torch.load(Path(folder, CHECKPOINT_FILE), map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file brings about
+            raise InputError(
+                f"{checkpoint.path}/{CHECKPOINT_FILE} cannot be read ({error!r:.200}): remove its trial."
+            ) from None
 
 
 def provenance():
@@ -107,10 +218,5 @@ def provenance():
 
 
 def write_whole(path, text):
-    """Writes a text file in one piece: beside its place first, then renamed."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a local text file in one piece."""
+    Storage(Path(path).absolute().parent).write(Path(path).name, text)

@@ -60,6 +60,7 @@ class Project:
 
     def __init__(self, folder):
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         for pattern in ("*.py", "*.sh", "*.txt"):
             for path in ROOT.glob(pattern):
                 shutil.copy(path, folder)

@@ -4,10 +4,7 @@ import glob
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -100,36 +97,6 @@ def test_random_search_space_by_a_name_that_contains_it(project):
     assert "% my_tiny_uniform_3: 4 trials" in project.run("produce_tables.py").stdout
 
 
-def test_interrupted_experiment_continues(project):
-    command = [sys.executable, "main.py", "--name=tiny_interrupted", "--max_epochs=80"]
-    process = subprocess.Popen(command, cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not progress_files(project, "tiny_interrupted"):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode != 0 and "the same command continues" in output
-
-    unfinished = project.run("predict_test.py", "--dataset_name=tiny_interrupted", check=False)
-    assert "not finished" in unfinished.stdout + unfinished.stderr
-
-    project.run(*command[1:])
-    project.run("predict_test.py", "--dataset_name=tiny_interrupted")
-    trials = read_table(project, "tiny_interrupted")
-    assert len(trials) == 4 and trials["finished"].all()
-    assert set(trials["training_iteration"]) == {80}
-
-
-def test_failed_trial_is_told_and_the_others_stay(project):
-    result = project.run("main.py", "--name=tiny_failing", "--max_epochs=5", check=False)
-    assert result.returncode != 0
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("main.py: 1 trials of tiny_failing failed: FloatingPointError: epoch")
-    assert "1 of 2 trials are not finished" in project.run("predict_test.py", "--dataset_name=tiny_failing").stdout
-    assert read_table(project, "tiny_failing")["config/lr_model"].tolist() == [1e-3]
-
-
 @pytest.mark.parametrize(
     ("name", "space"),
     [
@@ -161,7 +128,8 @@ def test_wrong_arguments_are_one_sentence(case, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
     monkeypatch.setattr(main.ray, "init", lambda **options: None)
-    monkeypatch.setattr(main.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(main.ray, "nodes", lambda: nodes({"CPU": 2.0}))
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
     with pytest.raises(InputError, match=message) as error:
         main.main()
     assert "\n" not in str(error.value)
@@ -195,17 +163,23 @@ def test_description_of_a_search_space_tells_domains_apart():
 @pytest.mark.parametrize(
     ("cluster", "flags", "expected"),
     [
-        ({"CPU": 16.0, "GPU": 1.0}, {}, {"cpu": 4, "gpu": 0.25}),
-        ({"CPU": 2.0, "GPU": 1.0}, {}, {"cpu": 1, "gpu": 0.25}),
-        ({"CPU": 8.0}, {}, {"cpu": 1, "gpu": 0}),
-        ({"CPU": 8.0}, {"cpus_per_trial": 2.0}, {"cpu": 2.0, "gpu": 0}),
-        ({"CPU": 16.0, "GPU": 2.0}, {"gpus_per_trial": 1.0}, {"cpu": 4, "gpu": 1.0}),
+        ([{"CPU": 16.0, "GPU": 1.0}], {}, {"cpu": 4, "gpu": 0.25}),
+        ([{"CPU": 2.0, "GPU": 1.0}], {}, {"cpu": 1, "gpu": 0.25}),
+        ([{"CPU": 8.0}], {}, {"cpu": 1, "gpu": 0}),
+        ([{"CPU": 8.0}], {"cpus_per_trial": 2.0}, {"cpu": 2.0, "gpu": 0}),
+        ([{"CPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], {}, {"cpu": 2, "gpu": 0.25}),
+        ([{"CPU": 16.0, "GPU": 2.0}], {"gpus_per_trial": 1.0}, {"cpu": 4, "gpu": 1.0}),
+        ([{"CPU": 16.0, "GPU": 2.0}], {"gpus_per_trial": 0.0}, {"cpu": 1, "gpu": 0.0}),
     ],
 )
 def test_resources_fit_the_machine(cluster, flags, expected, monkeypatch):
-    monkeypatch.setattr(main.ray, "cluster_resources", lambda: cluster)
+    monkeypatch.setattr(main.ray, "nodes", lambda: nodes(*cluster))
     args = main.argparse.Namespace(**{"cpus_per_trial": None, "gpus_per_trial": None} | flags)
     assert main.choose_resources(args) == expected
+
+
+def nodes(*resources):
+    return [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {"CPU": 99.0}}]
 
 
 def test_predict_test_without_an_experiment(project):

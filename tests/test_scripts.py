@@ -149,3 +149,16 @@ def test_environment_is_made_once_and_again_when_requirements_change(tmp_path):
     (tmp_path / ".venv" / "installed-requirements.txt").write_text("of an earlier version")
     environment_script(tmp_path, PATH=path)
     assert len((tmp_path / "pip").read_text().splitlines()) == 2
+
+
+def test_failed_trials_do_not_stop_the_rest_and_results_can_lie_at_a_uri(project, tmp_path):
+    settings = {"EXPERIMENTS": "tiny_failing tiny", "MAX_EPOCHS": 1, "RAY_RESULTS_DIR": f"file://{tmp_path}/results"}
+    result = project.run("run_experiments.sh", check=False, **settings)
+    assert result.returncode == 3
+    assert "main.py: 1 trials of tiny_failing failed" in result.stderr
+    assert "tiny: all trials are finished" in result.stdout
+    output = project.run("run_test_predictions.sh", **settings).stdout
+    assert "tiny_failing: left out of 2 trials: 1 failed, 0 not finished" in output
+    tables = project.run("produce_tables.py", "--ray_results_dir", settings["RAY_RESULTS_DIR"]).stdout
+    assert "% tiny: 4 trials" in tables and "% tiny_failing: 1 trials, of 2: the others failed" in tables
+    assert len(pd.read_csv(tmp_path / "results" / "tiny" / "tiny.csv")) == 4
