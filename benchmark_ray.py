@@ -1,0 +1,135 @@
+"""The sections of benchmark.py that run trials through Ray."""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import ray
+from ray import tune
+
+import datasets
+import main
+import search_spaces
+
+
+def start(args):
+    """Start of a trial, s: what it takes beyond an empty one of Ray's and beyond its epochs"""
+    space = {**search_spaces.time_frequency(1), "init_lambd": 6.38, "trainable": True}
+    n = 2 if args.tiny else 8
+    seeds = {"seed": tune.grid_search(list(range(n)))}
+    trial = tune.with_parameters(main.run_trial, recordings=None)
+    with cluster():
+        run(do_nothing, seeds)  # workers start
+        empty, one, three = (
+            timed(run, function, {**space, **seeds, "max_epochs": n_epochs})[0] / n
+            for function, n_epochs in ((do_nothing, 0), (trial, 1), (trial, 3))
+        )
+    epoch = (three - one) / 2
+    yield {"empty trial": empty, "trial of one epoch": one, "epoch": epoch, "start": one - epoch - empty}
+
+
+def copies(args):
+    """Memory for the data, two trials at a time on one node, MiB"""
+    shape = (500 if args.tiny else 10000, 8000)
+    clips = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    recordings = datasets.Recordings(clips, np.zeros(len(clips), np.int64), np.arange(len(clips)) % 60 + 1)
+    with cluster():
+        trial = tune.with_parameters(touch, recordings=recordings)
+        results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
+    for i, result in enumerate(results):
+        yield {"trial": i, "data": clips.nbytes / 2**20, "its own memory for it": result.metrics["own"] / 2**20}
+
+
+def grid(args):
+    """The grid of an experiment, 6 trials through main.py"""
+    n_epochs = 2 if args.tiny else 6
+    cuda = args.device == "cuda"
+    for name in args.experiments:
+        for n in (1, 4) if cuda else sorted({1, os.cpu_count()}):
+            share = f"--gpus_per_trial={1 / n}" if cuda else f"--cpus_per_trial={os.cpu_count() // n}"
+            with tempfile.TemporaryDirectory() as folder:
+                data_dir = complete_data(name, args, Path(folder)) if args.complete else args.data_dir
+                flags = [f"--name={name}", f"--max_epochs={n_epochs}", f"--data_dir={data_dir}", share]
+                command = [sys.executable, main.__file__, *flags, f"--ray_root_dir={folder}"]
+                wall, _ = timed(subprocess.run, command, check=True, capture_output=True)
+                reports = [path.read_text().splitlines() for path in Path(folder, name).glob("*/*/result.json")]
+            epochs = [[json.loads(report)["time_this_iter_s"] for report in trial[1:]] for trial in reports]
+            per_epoch = sum(map(statistics.median, epochs)) / n
+            yield {
+                "experiment": name,
+                "trials at a time": n,
+                f"wall time of {n_epochs} epochs, s": wall,
+                "one epoch of all, s": per_epoch,
+                f"{args.epochs} epochs of all, minutes": per_epoch * args.epochs / 60,
+            }
+
+
+def recordings_of(space, args):
+    """Recordings of a search space; --complete repeats them up to the number of the complete dataset."""
+    recordings = datasets.recordings_of(space, args.data_dir)
+    if recordings is None or not args.complete:
+        return recordings
+    repeated = np.arange(datasets.N_RECORDINGS[space["dataset_name"]]) % len(recordings.clips)
+    return datasets.Recordings(*(array[repeated] for array in recordings))
+
+
+def complete_data(name, args, folder):
+    """Writes the cache of the repeated recordings and returns its data folder."""
+    space = main.select_search_space(name)(1)
+    recordings = recordings_of(space, args)
+    if recordings is not None:
+        n_points, sample_rate, name = space["n_points"], space["resample_rate"], space["dataset_name"]
+        rows = [
+            ["", 0, int(label), int(group)] for label, group in zip(recordings.labels, recordings.groups, strict=True)
+        ]
+        index = {"sample_rate": sample_rate, "n_points": n_points, "n_files": len(rows), "rows": rows}
+        cache = folder / "data" / name / f"{name}_{sample_rate}Hz_{n_points}.npy"
+        cache.parent.mkdir(parents=True)
+        np.save(cache, recordings.clips)
+        cache.with_suffix(".json").write_text(json.dumps(index))
+    return folder / "data"
+
+
+@contextlib.contextmanager
+def cluster():
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def run(trainable, space, cpus=None):
+    """Results of the trials of a space, one at a time unless each takes fewer CPUs."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tune.Tuner(
+            tune.with_resources(trainable, {"cpu": cpus or os.cpu_count()}),
+            param_space=space,
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+        ).fit()
+
+
+def timed(function, *args, **options):
+    begin = time.perf_counter()
+    result = function(*args, **options)
+    return time.perf_counter() - begin, result
+
+
+def do_nothing(config):
+    tune.report({"valid_loss": 0.0})
+
+
+def touch(config, recordings):
+    """Loads the data as a trial does, reads all of it, and reports the memory that this process alone now has."""
+    before = psutil.Process().memory_full_info().uss
+    data = datasets.load({"dataset_name": "audio_mnist"}, recordings)
+    data.clips.sum()
+    time.sleep(3)  # until the other trial has read it too
+    tune.report({"own": psutil.Process().memory_full_info().uss - before})

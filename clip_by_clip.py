@@ -1,0 +1,70 @@
+"""What benchmark.py compares with: the original software's way, every clip alone.
+
+A plain STFT under autograd, with a mel filter bank built for each clip; an epoch takes single clips out of a DataLoader
+with two worker processes and copies the features of every batch to the CPU's memory.
+"""
+
+import time
+
+import torch
+import torchaudio
+from torch import nn
+
+import train
+from dmel import fft_size
+
+
+class ClipByClip(nn.Module):
+    """What a layer of dmel.py computes, the original's way."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.settings, self.lambd = vars(layer), layer.lambd
+
+    def forward(self, clips):
+        return torch.stack([self.one(clip) for clip in clips])
+
+    def one(self, clip):
+        has_filters = "n_mels" in self.settings
+        length = fft_size(self.lambd, len(clip)) if has_filters else len(clip)
+        n_fft = length if has_filters else 2 * length
+        n = torch.arange(length, device=clip.device)
+        window = torch.exp(-(((n - length / 2) / self.lambd) ** 2) / 2)
+        hop_length = self.settings["hop_length"]
+        spectrum = torch.stft(
+            clip - clip.mean(), n_fft, hop_length, length, window, pad_mode="constant", return_complex=True
+        )
+        power = spectrum.abs().square()
+        if not has_filters:
+            return power
+        settings = [self.settings[key] for key in ("f_min", "f_max", "n_mels", "sample_rate")]
+        filters = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, *settings)
+        return torch.log(filters.to(clip.device).t() @ power + 1e-10)
+
+
+def clip_by_clip_epoch(config, data):
+    """Seconds of an epoch, training and validation."""
+    net, loss_function, device = train.prepare(config)
+    net.to(memory_format=torch.contiguous_format)
+    net.spectrogram_layer = ClipByClip(net.spectrogram_layer)
+    net.to(device)
+    optimizer = train.make_optimizer(net, config)
+    start = time.perf_counter()
+    for training in (True, False):
+        part = data.splits["train" if training else "valid"]
+        clips = torch.utils.data.Subset(torch.utils.data.TensorDataset(data.clips, data.labels), part.tolist())
+        loader = torch.utils.data.DataLoader(
+            clips, config["batch_size"], shuffle=training, num_workers=2, multiprocessing_context="fork"
+        )
+        net.train(training)
+        with torch.set_grad_enabled(training):
+            for batch, labels in loader:
+                logits, features = net(batch.to(device))
+                loss = loss_function(logits, labels.to(device))
+                if training:
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                features.detach().cpu().clone()
+                loss.item()
+    return time.perf_counter() - start
