@@ -7,12 +7,12 @@
 
 Prints Markdown tables; --output names a JSON file for the same, with versions and hardware. Times are medians after a
 warm-up, the compared ones taken in turns; compare only numbers of one run. "Clip by clip" stands in for the original
-software, see clip_by_clip.py. Epochs are training and validation, with λ held at its initial value.
+software, see clip_by_clip.py. Epochs are training and validation, with λ held at its initial value. All of them keep
+freed memory for later, as trials of main.py do (main.MEMORY).
 """
 
 import argparse
 import concurrent.futures
-import contextlib
 import functools
 import json
 import multiprocessing
@@ -20,7 +20,6 @@ import os
 import statistics
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +44,10 @@ PRECISIONS = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"bf16": True}}
 # The layer
 
 
-def forward_backward(layer, clips):
+def forward_backward(way, clips):
     """A call that computes features and, from a given upstream gradient, the gradient of λ."""
-    upstream = torch.randn_like(layer(clips))
-    return lambda: layer(clips).backward(upstream)
+    upstream = torch.randn_like(way(clips))
+    return lambda: way(clips).backward(upstream)
 
 
 def layer(args):
@@ -145,7 +144,7 @@ def scaling(args):
 
 
 def epoch(args):
-    """An epoch, s; the first one also starts the process and computes the features of a fixed window"""
+    """An epoch, s; the first one also warms up and computes the features of a fixed window"""
     for name in args.experiments:
         is_slow = args.device == "cpu" and "esc50" in name  # a minute an epoch, whatever the window
         space = main.select_search_space(name)(2 if args.tiny or is_slow else 4)
@@ -153,9 +152,8 @@ def epoch(args):
             for lambd in space["init_lambd"]["grid_search"][: 1 if is_slow or args.tiny else None]:
                 config = {**space, "trainable": trainable, "init_lambd": lambd, "seed": 0, "lr_tf": 0.0}
                 config["device"] = args.device
-                with fresh_process(**main.MEMORY) as pool:
-                    first, *ours = pool.submit(epoch_times, config, args).result()
                 with fresh_process() as pool:
+                    first, *ours = pool.submit(epoch_times, config, args).result()
                     standin = pool.submit(clip_by_clip_times, config, args).result()
                 ours, standin = statistics.median(ours), statistics.median(standin)
                 yield {
@@ -185,6 +183,7 @@ def step(args):
     """A training step of panns_cnn6 on 32 clips of 5 s, window 35 ms, and the layer alone, ms"""
     for precision, keys in PRECISIONS.items():
         config = {**search_spaces.esc50(1), "init_lambd": 46.7, "trainable": True, "lr_tf": 0.0, **keys}
+        config["device"] = args.device
         clips = torch.randn(2 if args.tiny else config["batch_size"], config["n_points"], device=args.device)
         data = datasets.Data(clips, torch.arange(len(clips), device=args.device), {})
         net, loss_function, _ = train.prepare(config)
@@ -218,17 +217,9 @@ def medians(args, *functions):
     return [statistics.median(its_times) for its_times in times]
 
 
-@contextlib.contextmanager
-def fresh_process(**environment):
-    """A pool of one new process with these variables in its environment."""
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            yield pool
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def fresh_process():
+    """A pool of one new process."""
+    return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 SECTIONS = {
@@ -258,8 +249,8 @@ def run():
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device=cuda: there is no CUDA device here.")
-    os.environ["PYTHONWARNINGS"] = "ignore"  # of the processes to come
-    warnings.simplefilter("ignore")
+    if not main.MEMORY.items() <= os.environ.items():  # it holds from the start of a process: all ways are measured so
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | main.MEMORY | {"PYTHONWARNINGS": "ignore"})
     report = {**provenance(), "device": args.device, "threads": torch.get_num_threads(), "sections": {}}
     for name in args.sections:
         title = SECTIONS[name].__doc__

@@ -56,10 +56,14 @@ def grid(args):
         for n in (1, 4) if cuda else sorted({1, os.cpu_count()}):
             share = f"--gpus_per_trial={1 / n}" if cuda else f"--cpus_per_trial={os.cpu_count() // n}"
             with tempfile.TemporaryDirectory() as folder:
-                data_dir = complete_data(name, args, Path(folder)) if args.complete else args.data_dir
+                data_dir = complete_data(name, args, Path(folder, "data")) if args.complete else args.data_dir
                 flags = [f"--name={name}", f"--max_epochs={n_epochs}", f"--data_dir={data_dir}", share]
                 command = [sys.executable, main.__file__, *flags, f"--ray_root_dir={folder}"]
-                wall, _ = timed(subprocess.run, command, check=True, capture_output=True)
+                environment = {
+                    **os.environ,
+                    "DMEL_CACHE_DIR": "" if args.complete else os.environ.get("DMEL_CACHE_DIR", ""),
+                }
+                wall, _ = timed(subprocess.run, command, check=True, capture_output=True, env=environment)
                 reports = [path.read_text().splitlines() for path in Path(folder, name).glob("*/*/result.json")]
             epochs = [[json.loads(report)["time_this_iter_s"] for report in trial[1:]] for trial in reports]
             per_epoch = sum(map(statistics.median, epochs)) / n
@@ -82,27 +86,27 @@ def recordings_of(space, args):
 
 
 def complete_data(name, args, folder):
-    """Writes the cache of the repeated recordings and returns its data folder."""
+    """Writes the cache of the repeated recordings into a data folder and returns that."""
     space = main.select_search_space(name)(1)
     recordings = recordings_of(space, args)
     if recordings is not None:
-        n_points, sample_rate, name = space["n_points"], space["resample_rate"], space["dataset_name"]
-        rows = [
-            ["", 0, int(label), int(group)] for label, group in zip(recordings.labels, recordings.groups, strict=True)
-        ]
+        rows = [["", 0, *row] for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)]
+        sample_rate, n_points = space["resample_rate"], space["n_points"]
         index = {"sample_rate": sample_rate, "n_points": n_points, "n_files": len(rows), "rows": rows}
-        cache = folder / "data" / name / f"{name}_{sample_rate}Hz_{n_points}.npy"
+        cache = datasets.cache_path(folder / space["dataset_name"], space["dataset_name"], sample_rate, n_points)
         cache.parent.mkdir(parents=True)
         np.save(cache, recordings.clips)
         cache.with_suffix(".json").write_text(json.dumps(index))
-    return folder / "data"
+    return folder
 
 
 @contextlib.contextmanager
 def cluster():
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+    main.connect(None)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def run(trainable, space, cpus=None):

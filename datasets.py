@@ -130,7 +130,7 @@ def load_recordings(name, data_dir, sample_rate, n_points):
     n_points: samples per clip. Raises InputError where there are no recordings, or one cannot be read.
     """
     folder = find_folder(name, data_dir)
-    cache = Path(os.environ.get("DMEL_CACHE_DIR") or folder) / f"{name}_{sample_rate}Hz_{n_points}.npy"
+    cache = cache_path(os.environ.get("DMEL_CACHE_DIR") or folder, name, sample_rate, n_points)
     cached = read_cache(cache)
     rows = []
     if (folder / PLACE[name]).exists():
@@ -148,6 +148,11 @@ def load_recordings(name, data_dir, sample_rate, n_points):
         print(f"warning: {name}: {len(clips)} of {N_RECORDINGS[name]} recordings are there ({folder})", file=sys.stderr)
     _, _, labels, groups = zip(*index["rows"], strict=True)
     return Recordings(clips, np.array(labels), np.array(groups))
+
+
+def cache_path(folder, name, sample_rate, n_points):
+    """The file of a dataset's clips in a folder; its index lies beside it, as .json."""
+    return Path(folder) / f"{name}_{sample_rate}Hz_{n_points}.npy"
 
 
 def find_folder(name, data_dir):

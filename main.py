@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the console output that shows a table of chosen columns
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # short trials may end often
+
 import ray
 import torch
 from ray import tune
@@ -53,9 +54,9 @@ def main():
     if search_space.get("checkpoint_path"):  # trials run in a folder of Ray's
         search_space["checkpoint_path"] = os.path.abspath(search_space["checkpoint_path"])
     configs = check_search_space(search_space)
-    experiment = Experiment(args.ray_root_dir, args.name)
-    if args.restart and (aside := experiment.set_aside()):
-        print(f"{args.name}: what was there is now {aside}")
+    experiment = Experiment(args.ray_root_dir, args.name, args.restart)
+    if experiment.aside:
+        print(f"{args.name}: what was there is now {experiment.aside}")
     experiment.claim(describe(search_space))
     seeds = range(args.seed, args.seed + args.num_samples)
     missing = [seed for seed in seeds if seed not in experiment.seeds()]

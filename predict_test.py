@@ -31,12 +31,9 @@ def main():
     trials = [trial for batch in experiment.record["batches"] for trial in experiment.trials(batch)]
     done = [trial for trial in trials if finished(trial)]
     if len(done) < len(trials):
-        left_out = len(trials) - len(done)
         failed = sum(trial.error is not None for trial in trials)
-        print(
-            f"warning: {args.dataset_name}: left out of {len(trials)} trials: {failed} failed, "
-            f"{left_out - failed} not finished"
-        )
+        others = f"{failed} failed, {len(trials) - len(done) - failed} not finished"
+        print(f"warning: {args.dataset_name}: left out of {len(trials)} trials: {others}")
     if not done:
         raise InputError(
             f"no finished trial in {experiment.address}: run main.py --name={args.dataset_name} to its end."

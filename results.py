@@ -31,14 +31,19 @@ CHECKPOINT_FILE = "trial.pt"  # in every checkpoint folder: what train.py's snap
 
 
 class Experiment:
-    """The folder of one experiment; record["batches"] lists its batches of runs, in the order they were started."""
+    """The folder of one experiment; record["batches"] lists its batches of runs, in the order they were started.
 
-    def __init__(self, results_dir, name):
+    restart: rename the folder first, if there is one; aside is then its new name.
+    """
+
+    def __init__(self, results_dir, name, restart=False):
         self.name = name
         self.storage = Storage(results_dir)
         self.address = f"{self.storage.address}/{name}"  # for people and for Ray
         self.table = f"{name}/{name}.csv"
         self.record_file = f"{name}/experiment.json"
+        aside = f"{name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        self.aside = aside if restart and self.storage.rename(name, aside) else None
         try:
             text = self.storage.read(self.record_file)
             self.record = None if text is None else json.loads(text)
@@ -62,12 +67,6 @@ class Experiment:
                 f"{self.address} holds another experiment ({'; '.join(differences)}): choose another --name, such as "
                 f"{self.name}_2, or move it aside with --restart."
             )
-
-    def set_aside(self):
-        """Renames the folder, if there is one; returns the new name."""
-        aside = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-        self.record = None
-        return aside if self.storage.rename(self.name, aside) else None
 
     def add_batch(self, seeds, n_cells):
         """Records a new batch of runs of a grid of n_cells, before it starts, and returns it."""
@@ -104,15 +103,15 @@ class Experiment:
         """Leaves each epoch once in progress.csv and result.json of finished trials: interrupted ones repeated some."""
         for batch in self.record["batches"]:
             for trial in filter(finished, self.trials(batch)):
-                lines = (trial.filesystem.open_input_stream(f"{trial.path}/result.json")).read().decode().splitlines()
+                folder = os.path.relpath(trial.path, self.storage.root)
+                lines = self.storage.read(f"{folder}/result.json").splitlines()
                 history = epochs(lines)
                 if len(history) < len(lines):
-                    folder = os.path.relpath(trial.path, self.storage.root)
-                    table = pd.json_normalize(history, sep="/").to_csv(index=False)
-                    self.storage.write(f"{folder}/progress.csv", table)
                     self.storage.write(
-                        f"{folder}/result.json", "".join(json.dumps(report) + "\n" for report in history)
+                        f"{folder}/progress.csv", pd.json_normalize(history, sep="/").to_csv(index=False)
                     )
+                    text = "".join(json.dumps(report) + "\n" for report in history)
+                    self.storage.write(f"{folder}/result.json", text)
 
 
 class Storage:

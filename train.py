@@ -36,8 +36,10 @@ LIMITS = {  # key: least value, kind
     "noise_std": (0, float),
     "sigma_ref": (0.1, float),
 }
-FLAGS = {"trainable", "energy_normalize", "optimized", "normalize_window", "augment", "pretrained", "center_offset"}
-FLAGS |= {"tf32", "bf16"}
+FLAGS = {
+    *("trainable", "energy_normalize", "optimized", "normalize_window"),
+    *("augment", "pretrained", "center_offset", "tf32", "bf16"),
+}
 TRIAL_KEYS = ("batch_size", "max_epochs", "patience", "device")  # read here, beside those of networks and optimizers
 PULSES_KEYS = ("n_samples", "n_points", "noise_std", "sigma_ref", "center_offset")
 

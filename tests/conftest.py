@@ -1,6 +1,7 @@
 """Where the optional test data lies, and a copy of the scripts to run as a user would."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,16 +57,24 @@ def tiny_folds(max_epochs):
 
 
 class Project:
-    """A copy of the scripts in a folder of its own, with two small experiments added to search_spaces.py."""
+    """A copy of the scripts in a folder of its own, with further experiments in search_spaces.py.
 
-    def __init__(self, folder):
+    constants: new values of constants in main.py, by name.
+    """
+
+    def __init__(self, folder, spaces=TINY_SPACES, **constants):
         self.folder = folder
         folder.mkdir(exist_ok=True)
         for pattern in ("*.py", "*.sh", "*.txt"):
             for path in ROOT.glob(pattern):
                 shutil.copy(path, folder)
         with open(folder / "search_spaces.py", "a") as file:
-            file.write(TINY_SPACES)
+            file.write(spaces)
+        script = folder / "main.py"
+        for name, value in constants.items():
+            text, n_found = re.subn(rf"^{name} = \S+", f"{name} = {value}", script.read_text(), flags=re.MULTILINE)
+            assert n_found == 1, name
+            script.write_text(text)
 
     def run(self, *command, check=True, **environment):
         """Runs `python script ...` or `sh script ...`; returns the finished process, its output as text."""

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from conftest import Project
 from ray.cluster_utils import Cluster
-from test_interruptions import Run, assert_same
+from runs import Run, assert_same
 
 EPOCHS = 5
 SPACES = """
@@ -35,12 +35,7 @@ def packing(max_epochs):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("cluster"))
-    with open(project.folder / "search_spaces.py", "a") as file:
-        file.write(SPACES)
-    script = project.folder / "main.py"
-    assert "REPORT_SECONDS = 10 " in script.read_text()
-    script.write_text(script.read_text().replace("REPORT_SECONDS = 10 ", "REPORT_SECONDS = 1 "))
+    project = Project(tmp_path_factory.mktemp("cluster"), SPACES, REPORT_SECONDS=1)
     random = np.random.default_rng(0)
     for speaker in (1, 2, 3):
         folder = project.folder / "data" / "audio_mnist" / "data" / f"{speaker:02}"
@@ -61,11 +56,11 @@ def cluster(**node):
 
 
 def test_two_nodes_share_the_trials_and_one_takes_over(project):
-    undisturbed = Run(project, "undisturbed", "spoken", epochs=EPOCHS)
+    undisturbed = Run(project, "undisturbed", "spoken", EPOCHS)
     undisturbed.finish()
     with cluster(num_cpus=1) as nodes:
         second = nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-        run = Run(project, "two_nodes", "spoken", ["--ray_address", nodes.address], EPOCHS)
+        run = Run(project, "two_nodes", "spoken", EPOCHS, ["--ray_address", nodes.address])
         process = run.start()
         deadline = time.monotonic() + 120
         while len(run.pids()) < 2:  # two trials at a time, each on a node of its own
@@ -78,12 +73,12 @@ def test_two_nodes_share_the_trials_and_one_takes_over(project):
         nodes.remove_node(second)
         output = process.communicate(timeout=200)[0]
         assert process.returncode == 0, output
-    assert_same(run, undisturbed, EPOCHS)
+    assert_same(run, undisturbed)
 
 
 def test_quarters_of_a_gpu_pack_and_the_fifth_waits(project):
     with cluster(num_cpus=4, num_gpus=1) as node:
-        run = Run(project, "packing", "packing", ["--ray_address", node.address], epochs=80)
+        run = Run(project, "packing", "packing", 80, ["--ray_address", node.address])
         output = run.finish().stdout
     assert "4 trials at a time, 1 CPUs each" in output
     running = [int(n) for n in re.findall(r"(\d+) RUNNING", output)]
@@ -92,7 +87,7 @@ def test_quarters_of_a_gpu_pack_and_the_fifth_waits(project):
 
 
 def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
-    run = Run(project, "token", "packing", epochs=100000)
+    run = Run(project, "token", "packing", 100000)
     process = run.start()
     try:
         run.wait_for_epochs(process, 1)

@@ -1,28 +1,17 @@
 """Whatever happens to a run, the same command continues it and the results are those of an undisturbed run."""
 
-import functools
-import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
-import pandas as pd
 import psutil
 import pytest
 from conftest import Project
+from runs import Run, assert_same
 
-METRICS = (
-    "loss",
-    "valid_loss",
-    "valid_acc",
-    "best_valid_loss",
-    "best_valid_acc",
-    "energy",
-    "lambd_est",
-    "best_lambd_est",
-)
+METRICS = [
+    *["loss", "energy", "valid_loss", "valid_acc", "lambd_est"],
+    *["best_valid_loss", "best_valid_acc", "best_lambd_est"],
+]
 STEADY = """
 
 def steady(max_epochs):
@@ -37,113 +26,27 @@ def diverging(max_epochs):
     return {**steady(max_epochs), "init_lambd": 6.38, "trainable": False, "lr_model": tune.grid_search([1e-3, 1e38])}
 """
 EPOCHS = 18
-CELL = ("seed", "model_name", "init_lambd", "trainable")
-OF_THE_MOMENT = {
-    *["logdir", "trial_id", "hostname", "node_ip", "pid", "date", "timestamp", "checkpoint_dir_name"],
-    *[
-        "time_this_iter_s",
-        "time_total_s",
-        "time_since_restore",
-        "iterations_since_restore",
-        "should_checkpoint",
-        "done",
-        "experiment_tag",  # begins with the number of the trial in its batch
-    ],
-}
+QUICK = {"CHECKPOINT_SECONDS": 0.3, "MAX_FAILURES": 1}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("interrupted"))
-    with open(project.folder / "search_spaces.py", "a") as file:
-        file.write(STEADY)
-    script = project.folder / "main.py"
-    text = script.read_text()
-    assert "CHECKPOINT_SECONDS = 10 " in text
-    assert "MAX_FAILURES = 3 " in text
-    text = text.replace("CHECKPOINT_SECONDS = 10 ", "CHECKPOINT_SECONDS = 0.3 ")
-    script.write_text(text.replace("MAX_FAILURES = 3 ", "MAX_FAILURES = 1 "))
-    return project
+    return Project(tmp_path_factory.mktemp("interrupted"), STEADY, **QUICK)
 
 
-class Run:
-    """An experiment in a results folder of its own."""
-
-    def __init__(self, project, results, name="steady", flags=(), epochs=EPOCHS):
-        self.project, self.name = project, name
-        self.results = project.folder / results
-        self.command = ["main.py", f"--name={name}", f"--max_epochs={epochs}", f"--ray_root_dir={self.results}", *flags]
-
-    def start(self):
-        return subprocess.Popen(
-            [sys.executable, *self.command],
-            cwd=self.project.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def finish(self, **options):
-        return self.project.run(*self.command, **options)
-
-    def histories(self):
-        """Lines of result.json of every trial, by its folder's name."""
-        return {path.parent.name: path.read_text().splitlines() for path in self.results.glob("*/*/*/result.json")}
-
-    def wait_for_epochs(self, process, n):
-        """Waits until n epochs more than now are reported."""
-        until, deadline = sum(map(len, self.histories().values())) + n, time.monotonic() + 120
-        while sum(map(len, self.histories().values())) < until:
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-            time.sleep(0.05)
-
-    def pids(self):
-        """Processes that reported an epoch."""
-        lines = [line for history in self.histories().values() for line in history]
-        return {json.loads(line)["pid"] for line in lines if line.endswith("}")}
-
-    @functools.lru_cache  # noqa: B019
-    def table(self):
-        command = ["predict_test.py", f"--ray_results_dir={self.results}", f"--dataset_name={self.name}"]
-        self.test_output = self.project.run(*command).stdout
-        table = pd.read_csv(self.results / self.name / f"{self.name}.csv", index_col=0)
-        cells = [f"config/{key}" for key in CELL]
-        return table.sort_values(cells).reset_index(drop=True).drop(columns=OF_THE_MOMENT & set(table))
-
-    def epochs(self):
-        """The history of every trial by its cell, from both of its files, what belongs to the moment left out."""
-        found = {}
-        for path in (self.results / self.name).glob("*/*/result.json"):
-            reports = [json.loads(line) for line in path.read_text().splitlines()]
-            config = reports[0]["config"]
-            table = pd.read_csv(path.parent / "progress.csv")
-            assert table["training_iteration"].tolist() == [report["training_iteration"] for report in reports]
-            assert table["loss"].tolist() == [report["loss"] for report in reports]
-            cell = tuple(config[key] for key in CELL)
-            found[cell] = [
-                {key: value for key, value in report.items() if key not in OF_THE_MOMENT} for report in reports
-            ]
-        return found
-
-
-def assert_same(run, reference, n_epochs=EPOCHS):
-    pd.testing.assert_frame_equal(run.table(), reference.table(), check_exact=True)
-    assert run.epochs() == reference.epochs()
-    assert all(
-        [report["training_iteration"] for report in h] == list(range(1, n_epochs + 1)) for h in run.epochs().values()
-    )
+def steady(project, results, **options):
+    return Run(project, results, "steady", **{"epochs": EPOCHS} | options)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(project):
-    run = Run(project, "undisturbed")
+    run = steady(project, "undisturbed")
     run.finish()
     return run
 
 
 def test_one_seed_gives_one_result_and_another_another(project, undisturbed):
-    run = Run(project, "seeds", flags=["--num_samples=2"], epochs=2)
+    run = steady(project, "seeds", epochs=2, flags=["--num_samples=2"])
     run.finish()
     reference = undisturbed.epochs()
     assert len(run.epochs()) == 8 and len(reference) == 4
@@ -156,7 +59,7 @@ def test_one_seed_gives_one_result_and_another_another(project, undisturbed):
 
 
 def test_signals_to_main_and_a_power_cut(project, undisturbed):
-    run = Run(project, "signals")
+    run = steady(project, "signals")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, "power cut"):
         process = run.start()
         run.wait_for_epochs(process, 7)
@@ -178,7 +81,7 @@ def test_signals_to_main_and_a_power_cut(project, undisturbed):
 
 
 def test_a_killed_worker_starts_again_within_the_run(project, undisturbed):
-    run = Run(project, "worker")
+    run = steady(project, "worker")
     process = run.start()
     run.wait_for_epochs(process, 6)
     psutil.Process(run.pids().pop()).kill()
@@ -188,12 +91,10 @@ def test_a_killed_worker_starts_again_within_the_run(project, undisturbed):
 
 
 def test_a_full_disk_costs_the_trial_and_not_its_checkpoint(project, undisturbed):
-    copy = Project(project.folder.parent / f"{project.folder.name}_full_disk")
-    for script in ("main.py", "search_spaces.py"):
-        shutil.copy(project.folder / script, copy.folder)
+    copy = Project(project.folder.parent / f"{project.folder.name}_full_disk", STEADY, **QUICK)
     with open(copy.folder / "train.py", "a") as file:
         file.write(FULL_DISK)
-    run = Run(copy, "results", "single")
+    run = Run(copy, "results", "single", EPOCHS)
     result = run.finish(check=False)
     assert result.returncode == 3
     assert "No space left on device" in result.stderr
@@ -222,19 +123,19 @@ save, torch.save = torch.save, save_to_a_full_disk
 
 
 def test_a_loss_that_is_no_number_ends_that_trial_alone(project):
-    run = Run(project, "diverging", "diverging")
+    run = Run(project, "diverging", "diverging", EPOCHS)
     result = run.finish(check=False)
     assert result.returncode == 3
     (message,) = (line for line in result.stderr.splitlines() if line.startswith("main.py:"))
     assert "1 trials of diverging failed: FloatingPointError: epoch 1: training loss" in message
     assert "'lr_model': 1e+38" in message
-    table = run.table()
+    table = run.table
     assert table["config/lr_model"].tolist() == [1e-3] and table["training_iteration"].tolist() == [EPOCHS]
     assert "left out of 2 trials: 1 failed, 0 not finished" in run.test_output
 
 
 def test_restart_moves_the_old_folder_aside(project, undisturbed):
-    run = Run(project, "restarted", flags=["--restart"], epochs=1)
+    run = steady(project, "restarted", epochs=1, flags=["--restart"])
     shutil.copytree(undisturbed.results, run.results)
     before = {path.relative_to(run.results / "steady"): path.read_bytes() for path in files_below(run.results)}
     result = run.finish()
