@@ -25,6 +25,7 @@ from torch import nn
 
 WINDOW_SIGMAS = 6  # window length in standard deviations λ: l = 6λ
 LOG_FLOOR = 1e-10  # added to a mel band before the logarithm
+CONTINUOUS_N = 512  # FFT size whose filter sums continuous gives to filters of every size: that of 35 ms at 8 kHz
 MEL_GROUPS = 4  # the filters of a group share one product over the bins they touch: a quarter of the dense work
 CPU_BLOCK = 2**19  # samples of windowed frames that a thread works on at once: 2 MiB of float32 stay in its caches
 GPU_BLOCK = 2**26  # enough for a whole batch: 256 MiB of float32
@@ -69,16 +70,23 @@ def gaussian_window(lambd, length, normalize=False):
 
 
 @functools.lru_cache(maxsize=64)
-def mel_filters(n_fft, n_mels, sample_rate, f_min, f_max, dtype, device):
+def mel_filters(n_fft, n_mels, sample_rate, f_min, f_max, continuous, dtype, device):
     """The HTK mel filter bank, cut into groups of neighbouring filters, for interleaved real and imaginary parts.
 
     Returns a list of (first, last, weights), one per group: weights, shape = (last - first, filters of the group),
     apply to entries first..last of _spectral_products, where every bin has two entries of the same weight. Filters
-    without a bin, as short windows have them, stay 0. sample_rate, f_min and f_max in Hz.
+    without a bin, as short windows have them, stay 0. sample_rate, f_min and f_max in Hz. continuous: see DMEL.
     """
+
+    def filter_bank(n_fft):
+        return torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate)
+
     with warnings.catch_warnings(), torch.inference_mode(False):  # no inference tensors in the cache
         warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-        bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate)
+        bank = filter_bank(n_fft)
+        if continuous:  # in a fine grid a filter's sum grows as the FFT size
+            sums, fine = bank.sum(dim=0), filter_bank(2**15).sum(dim=0) / 2**15
+            bank = bank * torch.where(sums > 0, CONTINUOUS_N * fine / sums, 0.0)
         groups = []
         for filters in bank.tensor_split(MEL_GROUPS, dim=1):
             bins = filters.any(dim=1).nonzero()
@@ -211,8 +219,9 @@ class _Once(torch.autograd.Function):
         raise RuntimeError("DMEL gives first derivatives only: its gradient cannot be differentiated again.")
 
 
-def _transform(x, lambd, hop_length, adaptive, normalize_window, filters_of, log):
+def _transform(x, layer, filters_of, log):
     """What both layers do: clips, shape = (..., time), to features, shape = (..., bands, time//hop_length + 1)."""
+    lambd, hop_length = layer.lambd, layer.hop_length
     if not x.is_floating_point() or x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"clips must be floating point of shape (..., time), not {x.dtype} of {tuple(x.shape)}.")
     if not torch.is_grad_enabled():  # or the derivative would be computed in vain
@@ -220,15 +229,14 @@ def _transform(x, lambd, hop_length, adaptive, normalize_window, filters_of, log
     with torch.autocast(x.device.type, enabled=False):
         clips = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
         time = clips.shape[-1]
-        n_fft = fft_size(lambd, time) if adaptive else 2 * time
-        length = n_fft if adaptive else time
+        n_fft = fft_size(lambd, time) if layer.optimized else 2 * time
+        length = n_fft if layer.optimized else time
         # torch.stft pads n_fft/2 zeros on both sides and centres a short window in its frame of n_fft points. A power
         # spectrum does not depend on where in the frame the window lies, so only the window's own points are taken.
         left = n_fft // 2 - (n_fft - length) // 2
         padded = F.pad(clips - clips.mean(dim=-1, keepdim=True), (left, length - left))
-        features = _BlockwiseFeatures.apply(
-            padded, lambd.to(clips.dtype), length, n_fft, hop_length, normalize_window, filters_of(n_fft, clips), log
-        )
+        window = (lambd.to(clips.dtype), length, n_fft, hop_length, layer.normalize_window)
+        features = _BlockwiseFeatures.apply(padded, *window, filters_of(n_fft, clips), log)
     return features.reshape(*x.shape[:-1], *features.shape[1:]).transpose(-1, -2)
 
 
@@ -262,9 +270,7 @@ class DifferentiableSpectrogram(nn.Module):
 
     def forward(self, x):
         """Power spectrogram of clips x, shapes as above."""
-        return _transform(
-            x, self.lambd, self.hop_length, self.optimized, self.normalize_window, lambda n_fft, clips: None, False
-        )
+        return _transform(x, self, lambda n_fft, clips: None, log=False)
 
     def extra_repr(self):
         return f"hop_length={self.hop_length}, lambd={self.lambd.item():.4g}, optimized={self.optimized}"
@@ -283,10 +289,11 @@ class DMEL(nn.Module):
     normalize_window: divide the window by sqrt(Σ w²). log: True for ln(mel + 1e-10), False for mel itself.
     optimized: True for the adaptive mode, where window and FFT are the power of two that fits 6λ, see fft_size; False
     for a window as long as the clip in an FFT of twice that, which costs far more.
+    continuous: scale each filter so that its response to white noise is the same at every FFT size; without it the
+    log-Mel jumps by about ln 2 where the size doubles.
 
-    Filters that fall between two bins of a short FFT are empty: their energy is 0. Where the FFT size doubles, the
-    log-Mel jumps by about ln 2. Below λ ≈ 0.5 the window is an impulse and the gradient 0: λ does not leave that range
-    again.
+    Filters that fall between two bins of a short FFT are empty: their energy is 0. Below λ ≈ 0.5 the window is an
+    impulse and the gradient 0: λ does not leave that range again.
     """
 
     def __init__(
@@ -300,6 +307,7 @@ class DMEL(nn.Module):
         normalize_window=False,
         log=True,
         optimized=True,
+        continuous=False,
     ):
         super().__init__()
         _check_layer(hop_length, init_lambd)
@@ -310,7 +318,7 @@ class DMEL(nn.Module):
             raise ValueError(f"f_min must be at least 0 and below f_max, not {f_min} and {f_max} Hz.")
         self.sample_rate, self.n_mels, self.hop_length = sample_rate, n_mels, hop_length
         self.f_min, self.f_max = float(f_min), f_max
-        self.normalize_window, self.log, self.optimized = normalize_window, log, optimized
+        self.normalize_window, self.log, self.optimized, self.continuous = normalize_window, log, optimized, continuous
         self.lambd = nn.Parameter(torch.tensor(float(init_lambd)))
 
     @property
@@ -325,12 +333,11 @@ class DMEL(nn.Module):
 
     def forward(self, x):
         """Log-Mel spectrogram of clips x, shapes as above."""
-        return _transform(
-            x, self.lambd, self.hop_length, self.optimized, self.normalize_window, self._filters, self.log
-        )
+        return _transform(x, self, self._filters, self.log)
 
     def _filters(self, n_fft, clips):
-        return mel_filters(n_fft, self.n_mels, self.sample_rate, self.f_min, self.f_max, clips.dtype, clips.device)
+        settings = (self.n_mels, self.sample_rate, self.f_min, self.f_max, self.continuous)
+        return mel_filters(n_fft, *settings, clips.dtype, clips.device)
 
     def extra_repr(self):
         return (

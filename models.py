@@ -66,6 +66,7 @@ def log_mel(config):
         normalize_window=config["normalize_window"],
         log=config["energy_normalize"],
         optimized=config["optimized"],
+        continuous=config.get("continuous", False),
     )
     return layer, config["n_mels"]
 

@@ -20,6 +20,7 @@ KEYS = {
     "hop_length": "step between frames, in samples",
     "energy_normalize": "True: the network sees the logarithm of the mel spectrogram, False: the mel spectrogram",
     "optimized": "True: window and FFT as long as 6λ needs, False: as the whole clip, always",
+    "continuous": "True: the mel spectrogram does not jump where the FFT size doubles (default False)",
     "normalize_window": "divide the window by the root of its energy",
     "augment": "SpecAugment in panns_cnn6",
     "pretrained": "start panns_cnn6 from the published AudioSet weights",
@@ -78,6 +79,11 @@ def audio_mnist(max_epochs):
         "n_points": SAMPLE_RATE * CLIP_SECONDS["audio_mnist"],
         "max_epochs": max_epochs,
     }
+
+
+def audio_mnist_continuous(max_epochs):
+    """Beyond the paper: does it help that the mel spectrogram does not jump?"""
+    return {**audio_mnist(max_epochs), "trainable": True, "continuous": True}
 
 
 def esc50(max_epochs):

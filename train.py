@@ -38,7 +38,7 @@ LIMITS = {  # key: least value, kind
 }
 FLAGS = {
     *("trainable", "energy_normalize", "optimized", "normalize_window"),
-    *("augment", "pretrained", "center_offset", "tf32", "bf16"),
+    *("continuous", "augment", "pretrained", "center_offset", "tf32", "bf16"),
 }
 TRIAL_KEYS = ("batch_size", "max_epochs", "patience", "device")  # read here, beside those of networks and optimizers
 PULSES_KEYS = ("n_samples", "n_points", "noise_std", "sigma_ref", "center_offset")

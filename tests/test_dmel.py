@@ -210,6 +210,26 @@ def test_fft_size_doubles_where_the_original_doubles_it(lambd, n_fft):
     assert DMEL(8000, 64, 80, lambd).n_fft == n_fft
 
 
+@pytest.mark.parametrize("doubling", [257 / 6, 513 / 6])
+@pytest.mark.parametrize(("continuous", "low", "high"), [(False, 0.67, 0.72), (True, 0.0, 0.05)])
+def test_continuous_takes_away_the_jump_where_the_fft_size_doubles(doubling, continuous, low, high):
+    noise = torch.randn(16, 40000)
+    before, after = (
+        DMEL(8000, 64, 80, lambd, continuous=continuous)(noise) for lambd in (doubling - 1e-3, doubling + 1e-3)
+    )
+    assert low <= abs((after - before).mean().item()) < high
+
+
+@pytest.mark.parametrize("lambd", [13.3, 46.7, 400.0])
+def test_continuous_only_scales_each_band(lambd):
+    clips = torch.randn(2, 8000)
+    scale = DMEL(8000, 64, 80, lambd, log=False, continuous=True)(clips) / DMEL(8000, 64, 80, lambd, log=False)(clips)
+    scale = scale.nan_to_num(1.0)  # empty bands
+    torch.testing.assert_close(scale, scale[:1, :, :1].expand_as(scale), rtol=1e-4, atol=0)
+    if lambd == 46.7:  # the FFT size that it starts from: filters of many bins keep their sums
+        torch.testing.assert_close(scale[0, 32:, 0], torch.ones(32), rtol=0.1, atol=0)
+
+
 def test_fft_size_is_bounded_by_the_clip():
     assert fft_size(1e9, 1000) == 2048
     assert fft_size(1e38, 1024) == 2048

@@ -111,7 +111,7 @@ def test_names_select_search_spaces(name, space):
 
 
 WRONG = {
-    "unknown name": (["--name=esc51"], r"esc51 contains none .*: audio_mnist, esc50, time_frequency"),
+    "unknown name": (["--name=esc51"], r"esc51 contains none .*: audio_mnist, .*esc50, time_frequency"),
     "no epochs": (["--name=esc50", "--max_epochs=0"], r"--max_epochs=0 must be 1 or more"),
     "no runs": (["--name=esc50", "--num_samples=0"], r"--num_samples=0 must be 1 or more"),
     "missing data": (["--name=esc50", "--data_dir=nowhere"], r"no recordings in 'nowhere.*download_data"),
