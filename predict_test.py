@@ -3,7 +3,7 @@
     python predict_test.py --ray_results_dir=ray_results --data_base_dir=data --dataset_name=esc50
 
 Writes RAY_RESULTS_DIR/NAME/NAME.csv, one row per trial: what it reported last, config/<key> for every key of its
-config, logdir, trial_id, training_iteration and test_accuracy (0..1).
+config, logdir, trial_id, training_iteration and test_accuracy (0..1); and beside it epochs.csv, for the figures.
 """
 
 import argparse
@@ -16,6 +16,8 @@ import datasets
 import train
 from datasets import InputError
 from results import Experiment, finished, read_checkpoint
+
+SECONDS = "time_this_iter_s"
 
 
 def main():
@@ -44,6 +46,12 @@ def main():
         {**row(trial), "test_accuracy": accuracy_of(trial, recordings)}
         for trial in tqdm(done, desc=f"testing {args.dataset_name}", unit="trial")
     ]
+    epochs = [
+        {"trial": i, "epoch": report["training_iteration"], "lambd": report["lambd_est"], "seconds": report[SECONDS]}
+        for i, trial in enumerate(done)
+        for report in experiment.history(trial)[0]
+    ]
+    experiment.storage.write(experiment.epochs_table, pd.DataFrame(epochs).to_csv(index=False, float_format="%.5g"))
     experiment.storage.write(experiment.table, pd.DataFrame(rows).to_csv())
     print(f"{args.dataset_name}: {len(rows)} trials tested, in {experiment.storage.address}/{experiment.table}")
 

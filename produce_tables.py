@@ -1,54 +1,79 @@
-"""Prints the tables of the paper, in LaTeX and in Markdown, from the CSV files of predict_test.py.
+"""Prints the tables of the paper, in LaTeX and in Markdown, and what they say about its claims.
 
-    python produce_tables.py --ray_results_dir=ray_results
+    python produce_tables.py --ray_results_dir=ray_results --csv=tables.csv
 
 Each initial window has two rows: DMEL (DSPEC without a mel scale) trains it, the baseline keeps it. Windows are
-l = 6λ / sample rate, as (min, max) over the runs where they are trained; accuracies are mean ± standard deviation.
+l = 6λ / sample rate, as (min, max) over the runs where they are trained; accuracies are mean ± standard deviation, with
+the 95 % interval of the mean. Differences are taken within runs, whose two trials share seed, data and batches.
 """
 
 import argparse
-import io
-import json
 import os
 import sys
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from datasets import InputError
-from dmel import WINDOW_SIGMAS
-from results import Storage
+from results import Storage, write_whole
+from search_spaces import SIGMA_REF
+from summary import (
+    EXPERIMENTS,
+    add_epochs,
+    cells,
+    fixed_runs,
+    in_samples,
+    interval,
+    paired,
+    read_epochs,
+    read_experiment,
+)
 
-EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
-CELL = ["config/model_name", "cell"]
 VARIED = {"config/trainable", "config/init_lambd", "config/model_name", "config/seed"}  # by the tables themselves
+MIN_RUNS = 5  # fewer do not decide a claim
+ABOUT_THE_SAME = 2  # percentage points
+NEAR = 1.5  # λ is near sigma_ref within this factor
+A_FEW = 5  # fixed windows
 
 
 def main():
     parser = argparse.ArgumentParser(description="Print the tables of the paper from the CSV files of predict_test.py.")
     parser.add_argument("--ray_results_dir", default="ray_results", help="folder or URI of all results (ray_results)")
-    storage = Storage(parser.parse_args().ray_results_dir)
+    parser.add_argument("--csv", type=Path, help="file to write the rows of all tables to")
+    args = parser.parse_args()
+    storage = Storage(args.ray_results_dir)
     found = set(storage.list())
     if not found:
         raise InputError(f"there are no results in '{storage.address}': train with main.py first.")
 
     others = sorted(found - set(EXPERIMENTS), key=lambda name: (paper_order(name), name))
+    experiments, rows = {}, []
     for name in [*EXPERIMENTS, *others]:
-        table = f"{name}/{name}.csv"
-        text = storage.read(table)
-        record = storage.read(f"{name}/experiment.json")
-        if text is None:
-            if name in EXPERIMENTS or record is not None:
+        trials, started = read_experiment(storage, name)
+        if trials is None:
+            if name in EXPERIMENTS or started:
                 print(f"% {name}: no results yet\n")
             continue
-        trials = read_trials(text, f"{storage.address}/{table}")
-        rows, in_samples = table_rows(trials)
-        started = sum(batch["n_trials"] for batch in json.loads(record)["batches"]) if record else len(trials)
-        others = f", of {started}: the others failed or are not finished" if started > len(trials) else ""
-        print(f"% {name}: {len(trials)} trials{others}")
+        epochs = read_epochs(storage, name)
+        experiments[name] = trials = trials if epochs is None else add_epochs(trials, epochs)
+        unfinished = f", of {started}: the others failed or are not finished" if started > len(trials) else ""
+        print(f"% {name}: {len(trials)} trials{unfinished}")
         for note in notes(trials):
             print(f"% {note}")
-        print(f"\n{latex(rows, in_samples)}\n\n{markdown(rows, in_samples)}\n")
+        table = table_rows(trials)
+        print(f"\n{latex(table, in_samples(trials))}\n\n{markdown(table, in_samples(trials))}\n")
+        rows += [{"experiment": name, **row, **row["accuracy"]._asdict()} for row in table]
+        if differences := list(difference_rows(trials)):
+            print(f"{markdown_table(differences)}\n")
+    for name, trials in experiments.items():
+        if f"{name}_continuous" in experiments:
+            print(f"{markdown_table(list(continuous_rows(trials, experiments[f'{name}_continuous'])))}\n")
+    if verdicts := [claim for name, trials in experiments.items() for claim in claims(name, trials)]:
+        print(f"Claims of the paper:\n\n{markdown_table(verdicts)}\n")
+    if args.csv:
+        write_whole(args.csv, pd.DataFrame(rows).drop(columns="accuracy").to_csv(index=False))
 
 
 def paper_order(name):
@@ -56,88 +81,152 @@ def paper_order(name):
     return next((i for i, experiment in enumerate(EXPERIMENTS) if experiment in name), len(EXPERIMENTS))
 
 
-def read_trials(text, path):
-    """Trials of a CSV's text; column cell numbers the initial windows, equal ones to within 1e-6."""
-    needed = ["config/init_lambd", "config/trainable", "config/model_name", "best_lambd_est", "test_accuracy"]
-    try:
-        trials = pd.read_csv(io.StringIO(text), index_col=0)
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}): make it again with predict_test.py.") from None
-    missing = [column for column in needed if column not in trials]
-    if missing or trials.empty:
-        what = f"lacks the columns {', '.join(missing)}" if missing else "has no trial"
-        raise InputError(f"{path} {what}: make it again with predict_test.py.")
-    trials = trials.sort_values("config/init_lambd")
-    init = trials["config/init_lambd"]
-    trials["cell"] = ((init - init.shift()) > 1e-6 * init).cumsum()
-    return trials
-
-
 def notes(trials):
     """One line for each further key of the config that varies within a cell and so is averaged over."""
     for column in trials.filter(like="config/").columns:
-        if column not in VARIED and (trials.groupby([*CELL, "config/trainable"])[column].nunique() > 1).any():
+        varied = trials.groupby(["config/model_name", "cell", "config/trainable"])[column].nunique() > 1
+        if column not in VARIED and varied.any():
             yield f"averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}"
 
 
+# Tables
+
+
 def table_rows(trials):
-    """Dicts with cell, model, init, est, method, accuracy, deviation, n; and whether λ is told in samples."""
-    in_samples = "config/resample_rate" not in trials or trials["config/resample_rate"].isna().all()
-    rows = []
-    for (model, cell), cell_trials in trials.groupby(CELL):
-        for trainable, runs in sorted(cell_trials.groupby("config/trainable"), reverse=True):
-            estimates = sorted(window(lambd, runs, in_samples) for lambd in runs["best_lambd_est"].abs())
-            low, high = (number(value, in_samples) for value in (estimates[0], estimates[-1]))
-            init = number(window(runs["config/init_lambd"].iloc[0], runs, in_samples), in_samples)
-            unit = "" if in_samples else " ms"
+    """Dicts with cell, model, init and est (windows as text), method, and accuracy, an Interval in percent."""
+    rows, samples = [], in_samples(trials)
+    for key, *halves in cells(trials):
+        for name, runs in zip(("DSPEC" if samples else "DMEL", "baseline"), halves, strict=True):
+            if runs.empty:
+                continue
+            low, high = number(runs["window"].min(), samples), number(runs["window"].max(), samples)
+            init = window(runs["init_window"].iloc[0], samples)
+            unit = "" if samples else " ms"
             rows.append(
                 {
-                    "cell": (model, cell),
-                    "model": MODEL_TITLES.get(model, model),
-                    "init": init + unit,
-                    "est": f"({low}, {high}){unit}" if trainable else init + unit,
-                    "method": ("DSPEC" if in_samples else "DMEL") if trainable else "baseline",
-                    "accuracy": 100 * runs["test_accuracy"].mean(),
-                    "deviation": 100 * runs["test_accuracy"].std(),  # n - 1
-                    "n": len(runs),
+                    "cell": key[1],
+                    "model": MODEL_TITLES.get(key[0], key[0]),
+                    "init": init,
+                    "est": init if name == "baseline" else f"({low}, {high}){unit}",
+                    "method": name,
+                    "accuracy": interval(runs["accuracy"]),
                 }
             )
-    return rows, in_samples
+    return rows
 
 
-def window(lambd, runs, in_samples):
-    """λ itself, in samples, or the window length 6λ / sample rate, in milliseconds."""
-    return lambd if in_samples else 1000 * WINDOW_SIGMAS * lambd / runs["config/resample_rate"].iloc[0]
+def window(value, samples):
+    return number(value, samples) + ("" if samples else " ms")
 
 
-def number(value, in_samples):
+def number(value, samples):
     """One decimal for samples, cut to whole numbers for milliseconds (35 ms may be 34.99999 in a file)."""
-    return f"{value:.1f}" if in_samples else f"{int(value + 1e-6)}"
+    return f"{value:.1f}" if samples else f"{int(value + 1e-6)}"
 
 
-def latex(rows, in_samples):
-    symbol = r"\lambda_{%s}" if in_samples else r"l_{\lambda_{%s}}"
+def latex(rows, samples):
+    plus_minus = r"\pm"
+    symbol = r"\lambda_{%s}" if samples else r"l_{\lambda_{%s}}"
     lines = [rf"Model & ${symbol % 'init'}$ & ${symbol % 'est'}$ & Method & Accuracy \\", r"\hline \hline"]
     for i, row in enumerate(rows):
-        deviation = "" if row["n"] == 1 else rf" \pm {row['deviation']:.1f}"
-        accuracy = f"${row['accuracy']:.1f}{deviation}$"
+        accuracy = f"${mean_and_deviation(row['accuracy'], plus_minus)}$"
         lines.append(rf"{row['model']} & {row['init']} & {row['est']} & {row['method']} & {accuracy} \\")
-        if i + 1 == len(rows) or rows[i + 1]["cell"] != row["cell"]:
+        if i + 1 == len(rows) or (rows[i + 1]["cell"], rows[i + 1]["model"]) != (row["cell"], row["model"]):
             lines.append(r"\hline")
     return "\n".join(lines)
 
 
-def markdown(rows, in_samples):
-    symbol = "λ {}, samples" if in_samples else "window {}"
-    lines = [
-        f"| Model | {symbol.format('init')} | {symbol.format('est')} | Method | Accuracy, % | n |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        deviation = "" if row["n"] == 1 else f" ± {row['deviation']:.1f}"
-        cells = (row["model"], row["init"], row["est"], row["method"], f"{row['accuracy']:.1f}{deviation}", row["n"])
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+def markdown(rows, samples):
+    symbol = "λ {}, samples" if samples else "window {}"
+    return markdown_table(
+        {
+            "Model": row["model"],
+            symbol.format("init"): row["init"],
+            symbol.format("est"): row["est"],
+            "Method": row["method"],
+            "Accuracy, %": mean_and_deviation(row["accuracy"]),
+            "n": row["accuracy"].n,
+            "95 % interval": row["accuracy"].bounds(),
+        }
+        for row in rows
+    )
+
+
+def mean_and_deviation(values, sign="±"):
+    return f"{values.mean:.1f}" + ("" if values.n == 1 else f" {sign} {values.deviation:.1f}")
+
+
+def markdown_table(rows):
+    """A Markdown table of dicts with the same keys."""
+    rows = list(rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def difference_rows(trials):
+    """DMEL − baseline in accuracy for each initial window, paired by run."""
+    for (model, _), dmel, baseline in cells(trials):
+        differences = paired(dmel, baseline, "accuracy")
+        if len(differences):
+            values = interval(differences)
+            yield {
+                "Model": MODEL_TITLES.get(model, model),
+                "init": window(dmel["init_window"].iloc[0], in_samples(trials)),
+                "DMEL − baseline, points": f"{values.mean:+.1f}",
+                "n": values.n,
+                "95 % interval": values.bounds(),
+            }
+
+
+def continuous_rows(trials, continuous):
+    """continuous − default for each initial window, paired by run: accuracy, and the epoch at which λ settles."""
+    for (_, dmel, _), (_, changed, _) in zip(cells(trials), cells(continuous), strict=False):
+        row = {"init": window(dmel["init_window"].iloc[0], in_samples(trials))}
+        for column, title in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
+            differences = paired(changed, dmel, column) if column in dmel and column in changed else ()
+            values = interval(differences) if len(differences) else None
+            row[f"continuous − default: {title}"] = told(values, "+.1f") if values else "none to compare"
+        yield row
+
+
+# Claims
+
+
+def claims(name, trials):
+    """Each claim of the paper that an experiment can test: the number that tests it, and whether it holds."""
+    pairs = [(dmel, baseline) for _, dmel, baseline in cells(trials) if len(paired(dmel, baseline, "accuracy"))]
+    best = max((baseline["accuracy"].mean() for _, baseline in pairs), default=0)
+    for dmel, baseline in pairs:
+        values = interval(paired(dmel, baseline, "accuracy"))
+        init = window(dmel["init_window"].iloc[0], in_samples(trials))
+        if baseline["accuracy"].mean() == best and len(pairs) > 1:
+            claim = f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best window, {init}"
+            holds = values.low > -ABOUT_THE_SAME
+        else:
+            claim, holds = f"more accurate than the baseline from a poor window, {init}", values.low > 0
+        yield verdict(name, claim, told(values, "+.1f") + " points", values.n, holds)
+    for _, dmel, _ in cells(trials):
+        if "time_frequency" in name and len(dmel) and not is_near(init := dmel["init_window"].iloc[0]):
+            values = interval(dmel["window"])
+            holds = is_near(values.low) and is_near(values.high)
+            yield verdict(name, f"comes near λ = {SIGMA_REF} from {init:.1f}", f"λ = {told(values)}", values.n, holds)
+    if "seconds" in trials and len(ratios := fixed_runs(trials)):
+        values = interval(ratios)
+        claim = f"costs less than {A_FEW} fixed windows"
+        yield verdict(name, claim, f"as much as {told(values)}", values.n, values.high < A_FEW)
+
+
+def is_near(lambd):
+    return abs(np.log(lambd / SIGMA_REF)) < np.log(NEAR)
+
+
+def verdict(name, claim, number, n, holds):
+    answer = "not enough runs" if n < MIN_RUNS else "holds" if holds else "does not hold"
+    return {"experiment": name, "DMEL": claim, "measured (95 % interval)": number, "n": n, "verdict": answer}
+
+
+def told(values, form=".1f"):
+    return f"{values.mean:{form}}" + (f" ({values.bounds()})" if values.n > 1 else "")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 experiment.json   the search space, and for every batch of runs: seeds, versions, git commit, hardware, command
 seeds_0-9/        one Ray Tune experiment per batch: a folder per trial, with progress.csv and checkpoints
 NAME.csv          one row per finished trial, by predict_test.py
+epochs.csv        λ and seconds of their epochs, by predict_test.py; trial is the index of NAME.csv
 
 RAY_RESULTS is a folder, or the URI of any storage that Ray accepts, such as s3://bucket/results.
 """
@@ -40,7 +41,7 @@ class Experiment:
         self.name = name
         self.storage = Storage(results_dir)
         self.address = f"{self.storage.address}/{name}"  # for people and for Ray
-        self.table = f"{name}/{name}.csv"
+        self.table, self.epochs_table = f"{name}/{name}.csv", f"{name}/epochs.csv"
         self.record_file = f"{name}/experiment.json"
         aside = f"{name}.{time.strftime('%Y%m%d-%H%M%S')}"
         self.aside = aside if restart and self.storage.rename(name, aside) else None
@@ -95,6 +96,12 @@ class Experiment:
             message = f"cannot read what Ray left in {place} ({error!r:.200}): start anew with --restart."
             raise InputError(message) from None
 
+    def history(self, trial):
+        """Reports of a trial, the last one of each epoch, in order, and the number of all in its result.json."""
+        folder = os.path.relpath(trial.path, self.storage.root)
+        lines = self.storage.read(f"{folder}/result.json").splitlines()
+        return epochs(lines), len(lines)
+
     def is_finished(self, batch):
         """Whether all trials of a batch are; Ray makes the later ones of a large grid only as it gets to them."""
         return sum(map(finished, self.trials(batch))) == batch["n_trials"]
@@ -104,9 +111,8 @@ class Experiment:
         for batch in self.record["batches"]:
             for trial in filter(finished, self.trials(batch)):
                 folder = os.path.relpath(trial.path, self.storage.root)
-                lines = self.storage.read(f"{folder}/result.json").splitlines()
-                history = epochs(lines)
-                if len(history) < len(lines):
+                history, n_lines = self.history(trial)
+                if len(history) < n_lines:
                     self.storage.write(
                         f"{folder}/progress.csv", pd.json_normalize(history, sep="/").to_csv(index=False)
                     )
