@@ -81,7 +81,7 @@ def recordings_of(space, args):
     recordings = datasets.recordings_of(space, args.data_dir)
     if recordings is None or not args.complete:
         return recordings
-    repeated = np.arange(datasets.N_RECORDINGS[space["dataset_name"]]) % len(recordings.clips)
+    repeated = np.arange(datasets.DATASETS[space["dataset_name"]].n_recordings) % len(recordings.clips)
     return datasets.Recordings(*(array[repeated] for array in recordings))
 
 

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,12 +29,10 @@ from tqdm import tqdm
 
 from pulses import draw_pulses
 
-N_CLASSES = {"time_frequency": 3, "audio_mnist": 10, "esc50": 50}
+PULSES_CLASSES = 3  # of time_frequency
 SAMPLE_RATE = 8000  # Hz, to which recordings are resampled
-CLIP_SECONDS = {"audio_mnist": 1, "esc50": 5}
-N_RECORDINGS = {"audio_mnist": 30000, "esc50": 2000}  # of the complete datasets
-PLACE = {"audio_mnist": "data", "esc50": "meta/esc50.csv"}  # what a folder of the dataset has in it
 PARTS = ("train", "valid", "test")
+RANDOM_FRACTIONS = [0.7, 0.1, 0.2]
 
 # fmt: off
 AUDIO_MNIST_SPEAKERS = {
@@ -44,16 +43,23 @@ AUDIO_MNIST_SPEAKERS = {
 }
 # fmt: on
 ESC50_FOLDS = {"train": [1, 2, 3], "valid": [4], "test": [5]}
-ESC50_ALL_FOLDS = range(1, 6)
-RANDOM_FRACTIONS = [0.7, 0.1, 0.2]
-SPLITS = {  # dataset: named values of config key split, the default first; groups of recordings or None for random
-    "audio_mnist": {"speakers": AUDIO_MNIST_SPEAKERS},
-    "esc50": {"random": None, "folds": ESC50_FOLDS},
-}
+ESC50_CLASSES, ESC50_ALL_FOLDS = 50, range(1, 6)
 
 
 class InputError(ValueError):
     """Something that the user gave is wrong; the message says what, where and what to do."""
+
+
+class Dataset(NamedTuple):
+    """What there is to know about a dataset of recordings; DATASETS at the end of this file lists them."""
+
+    n_classes: int
+    clip_seconds: float
+    place: str  # file or folder that the dataset's folder has in it
+    list_files: Callable  # folder -> rows [file, bytes, label, group]
+    fit: Callable  # clip, n_points -> clip of exactly n_points samples
+    splits: dict  # named values of config key split, the default first: groups of each part, or None for random
+    n_recordings: int | None = None  # of the complete dataset
 
 
 class Recordings(NamedTuple):
@@ -98,12 +104,12 @@ def recordings_of(config, data_dir):
     return load_recordings(config["dataset_name"], data_dir, config["resample_rate"], config["n_points"])
 
 
-# audio_mnist and esc50: recordings
+# Recordings
 
 
 def split_recordings(name, groups, split=None):
-    """Indices of the clips of each part; split: a name in SPLITS, a dict of group numbers per part, None: default."""
-    known = SPLITS[name]
+    """Indices of the clips of each part; split: the name of one, groups of each part, or None for the default."""
+    known = DATASETS[name].splits
     split = next(iter(known)) if split is None else split
     if isinstance(split, str) and split not in known:
         raise InputError(f"config: split '{split}' is not one of {', '.join(known)} for {name}.")
@@ -133,8 +139,8 @@ def load_recordings(name, data_dir, sample_rate, n_points):
     cache = cache_path(os.environ.get("DMEL_CACHE_DIR") or folder, name, sample_rate, n_points)
     cached = read_cache(cache)
     rows = []
-    if (folder / PLACE[name]).exists():
-        rows = (list_esc50 if name == "esc50" else list_audio_mnist)(folder)
+    if (folder / DATASETS[name].place).exists():
+        rows = DATASETS[name].list_files(folder)
     if rows:
         index = {"sample_rate": sample_rate, "n_points": n_points, "n_files": len(rows), "rows": rows}
         if cached is None or cached[1] != index:
@@ -144,8 +150,9 @@ def load_recordings(name, data_dir, sample_rate, n_points):
             f"{name}: no recordings in '{folder}': run `sh download_data.sh`, or name another data folder."
         )
     clips, index = cached
-    if len(clips) < N_RECORDINGS[name]:
-        print(f"warning: {name}: {len(clips)} of {N_RECORDINGS[name]} recordings are there ({folder})", file=sys.stderr)
+    complete = DATASETS[name].n_recordings
+    if complete and len(clips) < complete:
+        print(f"warning: {name}: {len(clips)} of {complete} recordings are there ({folder})", file=sys.stderr)
     _, _, labels, groups = zip(*index["rows"], strict=True)
     return Recordings(clips, np.array(labels), np.array(groups))
 
@@ -158,7 +165,7 @@ def cache_path(folder, name, sample_rate, n_points):
 def find_folder(name, data_dir):
     """data_dir/name, or data_dir where that is the dataset's folder itself."""
     data_dir = Path(data_dir)
-    itself = not (data_dir / name).exists() and (data_dir / PLACE[name]).exists()
+    itself = not (data_dir / name).exists() and (data_dir / DATASETS[name].place).exists()
     return data_dir if itself else data_dir / name
 
 
@@ -195,7 +202,7 @@ def list_esc50(folder):
                 f"{table}: line {number} lacks a filename, target or fold number ({error!r:.100}): replace the table."
             )
             raise InputError(message) from None
-        if not (0 <= label < N_CLASSES["esc50"] and fold in ESC50_ALL_FOLDS):
+        if not (0 <= label < ESC50_CLASSES and fold in ESC50_ALL_FOLDS):
             message = f"target {label} and fold {fold} of line {number} are not ESC-50's, 0 to 49 and 1 to 5"
             raise InputError(f"{table}: {message}: replace the table.")
         if name in present:
@@ -243,10 +250,9 @@ def prepare_cache(cache, folder, index, name):
 def write_cache(cache, folder, index, name):
     """Reads, resamples and fits all recordings of an index and writes the cache, whole or not at all."""
     sample_rate, n_points, rows = index["sample_rate"], index["n_points"], index["rows"]
-    fit = pad_at_end if name == "esc50" else pad_around
 
     def prepare(row):
-        return fit(read_recording(folder / row[0], sample_rate), n_points)
+        return DATASETS[name].fit(read_recording(folder / row[0], sample_rate), n_points)
 
     temporary = cache.with_suffix(".tmp")
     try:
@@ -296,25 +302,41 @@ def is_cut_short(path):
 
 
 def pad_around(clip, n_points):
-    """audio_mnist: zeros before the clip, then zeros after it or a cut, to exactly n_points samples."""
+    """Zeros before the clip, then zeros after it or a cut, to exactly n_points samples."""
     return pad_at_end(np.pad(clip, (max(0, 1 + (n_points - len(clip)) // 2), 0)), n_points)
 
 
 def pad_at_end(clip, n_points):
-    """esc50: zeros after the clip or a cut, to exactly n_points samples."""
+    """Zeros after the clip or a cut, to exactly n_points samples."""
     return np.pad(clip[:n_points], (0, max(0, n_points - len(clip))))
+
+
+def n_classes(name):
+    """Number of classes of a dataset, the drawn one included."""
+    return PULSES_CLASSES if name == "time_frequency" else DATASETS[name].n_classes
+
+
+DATASETS = {
+    "audio_mnist": Dataset(
+        10, 1, "data", list_audio_mnist, pad_around, {"speakers": AUDIO_MNIST_SPEAKERS}, n_recordings=30000
+    ),
+    "esc50": Dataset(
+        ESC50_CLASSES, 5, "meta/esc50.csv", list_esc50, pad_at_end, {"random": None, "folds": ESC50_FOLDS}, 2000
+    ),
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description="Resample the recordings once and cache them.")
     parser.add_argument("data_dir", help="folder that holds audio_mnist/ and esc50/, or one of them")
     data_dir = parser.parse_args().data_dir
-    names = [name for name in CLIP_SECONDS if find_folder(name, data_dir).exists()]
+    names = [name for name in DATASETS if find_folder(name, data_dir).exists()]
     if not names:
-        raise InputError(f"'{data_dir}' holds neither {' nor '.join(CLIP_SECONDS)}: run `sh download_data.sh`.")
+        raise InputError(f"'{data_dir}' holds neither {' nor '.join(DATASETS)}: run `sh download_data.sh`.")
     for name in names:
-        recordings = load_recordings(name, data_dir, SAMPLE_RATE, SAMPLE_RATE * CLIP_SECONDS[name])
-        print(f"{name}: {len(recordings.clips)} clips of {CLIP_SECONDS[name]} s at {SAMPLE_RATE} Hz are ready")
+        seconds = DATASETS[name].clip_seconds
+        recordings = load_recordings(name, data_dir, SAMPLE_RATE, round(SAMPLE_RATE * seconds))
+        print(f"{name}: {len(recordings.clips)} clips of {seconds} s at {SAMPLE_RATE} Hz are ready")
 
 
 if __name__ == "__main__":

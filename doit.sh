@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole reproduction, from the download to the tables:
+# The whole reproduction, from the download to tables and figures:
 #
 #     sh doit.sh          the three experiments of the paper
 #     sh doit.sh quick    time_frequency alone, 40 epochs, no download: some minutes on two cores
@@ -61,11 +61,17 @@ case $status in 0 | 3) ;; *) exit "$status" ;; esac
 echo "== Test predictions"
 sh "$here/run_test_predictions.sh"
 echo "== Tables"
-"$PYTHON" "$here/produce_tables.py" --ray_results_dir="$RAY_RESULTS_DIR" >"$RAY_RESULTS_DIR/tables.txt.tmp"
+"$PYTHON" "$here/produce_tables.py" --ray_results_dir="$RAY_RESULTS_DIR" --csv="$RAY_RESULTS_DIR/tables.csv" \
+    >"$RAY_RESULTS_DIR/tables.txt.tmp"
 mv "$RAY_RESULTS_DIR/tables.txt.tmp" "$RAY_RESULTS_DIR/tables.txt"
 cat "$RAY_RESULTS_DIR/tables.txt"
+echo "== Figures"
+"$PYTHON" "$here/produce_figures.py" --ray_results_dir="$RAY_RESULTS_DIR" --data_base_dir="$DATA_DIR" \
+    --output_dir="$RAY_RESULTS_DIR/figures"
 echo "== Results"
 echo "$RAY_RESULTS_DIR/tables.txt"
+echo "$RAY_RESULTS_DIR/tables.csv"
+echo "$RAY_RESULTS_DIR/figures"
 for name in $EXPERIMENTS; do
     echo "$RAY_RESULTS_DIR/$name/$name.csv"
     echo "$RAY_RESULTS_DIR/$name/experiment.json"

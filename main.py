@@ -207,9 +207,9 @@ def check_search_space(search_space):
     for key in ("dataset_name", "resample_rate", "n_points"):
         if isinstance(search_space.get(key), (dict, Domain)):
             raise InputError(f"config: {key} must be one value: a search space works on one set of clips.")
-    if search_space.get("dataset_name") not in datasets.N_CLASSES:
-        known = ", ".join(datasets.N_CLASSES)
-        raise InputError(f"config: dataset_name '{search_space.get('dataset_name')}' is not one of {known}.")
+    known = ("time_frequency", *datasets.DATASETS)
+    if search_space.get("dataset_name") not in known:
+        raise InputError(f"config: dataset_name '{search_space.get('dataset_name')}' is not one of {', '.join(known)}.")
     configs = [config for _, config in generate_variants(search_space)]
     for config in configs:
         train.check(config)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchaudio
 from torch import nn
 
-from datasets import N_CLASSES, InputError
+from datasets import InputError, n_classes
 from dmel import DMEL, DifferentiableSpectrogram
 
 DROPOUT = 0.2
@@ -137,8 +137,7 @@ def build(config):
     spectrogram_layer, bands = front_end(config)
     spectrogram_layer.lambd.requires_grad_(config["trainable"])
     frames = config["n_points"] // config["hop_length"] + 1
-    n_classes = N_CLASSES[config["dataset_name"]]
-    head = head(frames, bands, n_classes, config)
+    head = head(frames, bands, n_classes(config["dataset_name"]), config)
     return SpectrogramNet(spectrogram_layer, head, config.get("bf16", False)), loss_function
 
 

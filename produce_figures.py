@@ -23,7 +23,7 @@ from complexity import cost_ratio
 from datasets import InputError
 from dmel import DMEL, DifferentiableSpectrogram
 from results import Storage
-from summary import EXPERIMENTS, add_epochs, cells, fixed_runs, in_samples, interval, read_epochs, read_experiment
+from summary import add_epochs, cells, experiment_names, fixed_runs, in_samples, interval, read_epochs, read_experiment
 
 COLORS = {"DMEL": "#0072b2", "baseline": "#d55e00", "other": "#009e73"}  # Okabe and Ito's, for every kind of eyes
 MARKERS = {"DMEL": "o", "baseline": "s"}
@@ -43,8 +43,7 @@ def main():
     args = parse_args()
     storage = Storage(args.ray_results_dir)
     experiments = {}
-    others = [name for name in storage.list() if name not in EXPERIMENTS]
-    for name in [*EXPERIMENTS, *others]:
+    for name in experiment_names(storage):
         trials, _ = read_experiment(storage, name)
         epochs = read_epochs(storage, name)
         if trials is not None and epochs is not None:

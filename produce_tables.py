@@ -22,6 +22,7 @@ from summary import (
     EXPERIMENTS,
     add_epochs,
     cells,
+    experiment_names,
     fixed_runs,
     in_samples,
     interval,
@@ -44,13 +45,11 @@ def main():
     parser.add_argument("--csv", type=Path, help="file to write the rows of all tables to")
     args = parser.parse_args()
     storage = Storage(args.ray_results_dir)
-    found = set(storage.list())
-    if not found:
+    if not storage.list():
         raise InputError(f"there are no results in '{storage.address}': train with main.py first.")
 
-    others = sorted(found - set(EXPERIMENTS), key=lambda name: (paper_order(name), name))
     experiments, rows = {}, []
-    for name in [*EXPERIMENTS, *others]:
+    for name in experiment_names(storage):
         trials, started = read_experiment(storage, name)
         if trials is None:
             if name in EXPERIMENTS or started:
@@ -74,11 +73,6 @@ def main():
         print(f"Claims of the paper:\n\n{markdown_table(verdicts)}\n")
     if args.csv:
         write_whole(args.csv, pd.DataFrame(rows).drop(columns="accuracy").to_csv(index=False))
-
-
-def paper_order(name):
-    """Position of the paper's experiment that an experiment's name contains."""
-    return next((i for i, experiment in enumerate(EXPERIMENTS) if experiment in name), len(EXPERIMENTS))
 
 
 def notes(trials):

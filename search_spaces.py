@@ -9,12 +9,12 @@ all of it.
 
 from ray import tune
 
-from datasets import CLIP_SECONDS, SAMPLE_RATE
+from datasets import DATASETS, SAMPLE_RATE
 from dmel import WINDOW_SIGMAS
 
 # Every key that a search space may have; any other is refused.
 KEYS = {
-    "dataset_name": "audio_mnist, esc50 or time_frequency",
+    "dataset_name": "time_frequency or a name in DATASETS of datasets.py",
     "model_name": "a network of models.py",
     "n_mels": "number of mel filters",
     "hop_length": "step between frames, in samples",
@@ -42,7 +42,7 @@ KEYS = {
     "noise_std": "time_frequency: noise is uniform from 0 to this",
     "sigma_ref": "time_frequency: width of a pulse, in samples",
     "center_offset": "time_frequency: displace the pulses at random in time and frequency",
-    "split": "division of recordings: a name in SPLITS of datasets.py or {'train': [groups], 'valid': …, 'test': …}",
+    "split": "division of recordings: a name in DATASETS of datasets.py or {'train': [groups], 'valid': …, 'test': …}",
     "seed": "given by main.py: --seed for the first run, one more for each further run",
 }
 
@@ -76,7 +76,7 @@ def audio_mnist(max_epochs):
         "dataset_name": "audio_mnist",
         "model_name": "mel_linear_net",
         "batch_size": 64,
-        "n_points": SAMPLE_RATE * CLIP_SECONDS["audio_mnist"],
+        "n_points": SAMPLE_RATE * DATASETS["audio_mnist"].clip_seconds,
         "max_epochs": max_epochs,
     }
 
@@ -92,7 +92,7 @@ def esc50(max_epochs):
         "dataset_name": "esc50",
         "model_name": "panns_cnn6",
         "batch_size": 32,
-        "n_points": SAMPLE_RATE * CLIP_SECONDS["esc50"],
+        "n_points": SAMPLE_RATE * DATASETS["esc50"].clip_seconds,
         "max_epochs": max_epochs,
     }
 

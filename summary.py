@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from datasets import InputError
 from dmel import WINDOW_SIGMAS
 
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
+MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by main.py --restart
 COLUMNS = ["config/init_lambd", "config/trainable", "config/model_name", "best_lambd_est", "test_accuracy"]
 SETTLED = 0.1  # λ has settled where it stays within this part of its last value
 STILL_MOVING = 0.1  # and has not where it left that range as late as in this last part of the epochs
@@ -70,6 +72,16 @@ def read_experiment(storage, name):
     trials["window"] = unit * trials["best_lambd_est"].abs()
     trials["init_window"] = unit * trials["config/init_lambd"]
     return trials.sort_values(["config/init_lambd", "seed"]), max(started, len(trials))
+
+
+def experiment_names(storage):
+    """The paper's experiments in its order, then all others that there are, those like the paper's first."""
+
+    def paper_order(name):
+        return next((i for i, experiment in enumerate(EXPERIMENTS) if experiment in name), len(EXPERIMENTS))
+
+    others = {name for name in storage.list() if not MOVED_ASIDE.search(name)} - set(EXPERIMENTS)
+    return [*EXPERIMENTS, *sorted(others, key=lambda name: (paper_order(name), name))]
 
 
 def in_samples(trials):

@@ -45,6 +45,11 @@ def test_grid_is_trained_tested_and_tabulated(project):
     assert (baseline["best_lambd_est"] - baseline["config/init_lambd"]).abs().max() < 1e-5
     assert all(os.path.isdir(folder) for folder in trials["logdir"])
 
+    epochs = pd.read_csv(project.folder / "ray_results" / "tiny" / "epochs.csv")
+    assert epochs["epoch"].tolist() == [1, 2] * 4 and epochs["trial"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    last = epochs.groupby("trial")["lambd"].last()
+    assert last.tolist() == pytest.approx(trials["lambd_est"].tolist(), rel=1e-4)
+
     tables = project.run("produce_tables.py").stdout
     assert "% esc50: no results yet" in tables and "% tiny: 4 trials" in tables
     rows = re.findall(r"LinearNet & ([\d.]+) & .* & (DSPEC|baseline) & \$([\d.]+)\$", tables)
@@ -56,6 +61,11 @@ def test_grid_is_trained_tested_and_tabulated(project):
     ]
     expected = trials.sort_values(["config/init_lambd", "config/trainable"], ascending=[True, False])["test_accuracy"]
     assert [float(row[2]) for row in rows] == pytest.approx((100 * expected).tolist(), abs=0.051)
+
+    project.run("keep_results.py", "--dataset_name=tiny")  # tables and figures follow from what is kept
+    kept = "".join(path.read_text() for path in (project.folder / "results" / "tiny").iterdir())
+    assert str(project.folder) not in kept and "main.py --name=tiny --max_epochs=2" in kept
+    assert project.run("produce_tables.py", "--ray_results_dir=results").stdout == tables
 
 
 def test_finished_experiment_is_left_alone_and_runs_are_added(project):
@@ -182,9 +192,12 @@ def nodes(*resources):
     return [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {"CPU": 99.0}}]
 
 
-def test_predict_test_without_an_experiment(project):
-    result = project.run("predict_test.py", "--dataset_name=nothing", check=False)
-    assert result.returncode != 0 and "no experiment in" in result.stderr and result.stderr.strip().count("\n") == 0
+@pytest.mark.parametrize(
+    ("script", "message"), [("predict_test.py", "no experiment in"), ("keep_results.py", "no tested experiment in")]
+)
+def test_without_an_experiment(project, script, message):
+    result = project.run(script, "--dataset_name=nothing", check=False)
+    assert result.returncode != 0 and message in result.stderr and result.stderr.strip().count("\n") == 0
 
 
 # Tables from CSV files alone

@@ -8,6 +8,9 @@ import pytest
 from conftest import Project
 from runs import Run, assert_same
 
+from datasets import InputError
+from results import Experiment
+
 METRICS = [
     *["loss", "energy", "valid_loss", "valid_acc", "lambd_est"],
     *["best_valid_loss", "best_valid_acc", "best_lambd_est"],
@@ -144,6 +147,17 @@ def test_restart_moves_the_old_folder_aside(project, undisturbed):
     assert {path.relative_to(aside): path.read_bytes() for path in files_below(aside)} == before
     new = [path.read_text().splitlines() for path in (run.results / "steady").glob("*/*/result.json")]
     assert [len(history) for history in new] == [1, 1, 1, 1]
+    tables = project.run("produce_tables.py", f"--ray_results_dir={run.results}").stdout
+    assert "% steady: no results yet" in tables and aside.name not in tables
+
+
+def test_restart_helps_where_the_record_is_damaged(tmp_path):
+    (tmp_path / "steady").mkdir()
+    (tmp_path / "steady" / "experiment.json").write_text('{"batches": [')
+    with pytest.raises(InputError, match="experiment.json .*: start anew with --restart"):
+        Experiment(tmp_path, "steady")
+    experiment = Experiment(tmp_path, "steady", restart=True)
+    assert experiment.record is None and (tmp_path / experiment.aside / "experiment.json").exists()
 
 
 def files_below(folder):

@@ -82,7 +82,9 @@ def test_whole_reproduction(project, repositories):
         assert f"results/{name}/{name}.csv" in output
     tables = (project.folder / "results" / "tables.txt").read_text()
     assert tables in output
-    assert "| CNN6 | 35 ms |" in tables and "| LNet | 300 ms |" in tables
+    assert "| CNN6 | 35 ms |" in tables and "| LNet | 300 ms |" in tables and "Claims of the paper" in tables
+    figures = {path.stem for path in (project.folder / "results" / "figures").glob("*.png")}
+    assert figures == {"dmel", "data_example", "accuracy", "convergence", "time_complexity", "before_after"}
     again = project.run("doit.sh", **settings | {"EXPERIMENTS": "esc50"}).stdout
     assert "esc50: all trials are finished" in again and "Number of trials" not in again
     assert (project.folder / "results" / "tables.txt").read_text() == tables

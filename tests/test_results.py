@@ -1,0 +1,136 @@
+"""Statistics, tables and figures, from results made up so that the answers are known."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+import summary
+from complexity import cost_ratio
+from results import Storage
+
+BASELINE = {10.0: 0.60, 35.0: 0.70, 300.0: 0.65}  # test accuracy by initial window, ms
+DMEL = {10.0: 0.68, 35.0: 0.70, 300.0: 0.64}
+
+
+def write_experiment(folder, name="audio_mnist", n_runs=5, started=None):
+    """Trials of 100 epochs: λ walks to that of 120 ms within 40; DMEL takes three times as long as the baseline."""
+    trials, epochs = [], []
+    for trainable, accuracies in ((True, DMEL), (False, BASELINE)):
+        for window, accuracy in accuracies.items():
+            for seed in range(n_runs):
+                lambds = np.full(100, 8 * window / 6)
+                if trainable:
+                    lambds[:40] = np.linspace(8 * window / 6, 160, 40)
+                    lambds[40:] = -160  # its sign means nothing
+                config = {"init_lambd": 8 * window / 6, "trainable": trainable, "seed": seed, "resample_rate": 8000}
+                config |= {"model_name": "mel_linear_net", "dataset_name": "audio_mnist", "n_points": 8000}
+                result = {
+                    "best_lambd_est": lambds[-1],
+                    "test_accuracy": accuracy + 0.01 * seed + 0.001 * trainable * seed,
+                }
+                trials.append(result | {f"config/{key}": value for key, value in config.items()})
+                seconds = [1.0, *[0.3 if trainable else 0.1] * 99]  # the first one starts up
+                for epoch, (lambd, second) in enumerate(zip(lambds, seconds, strict=True), start=1):
+                    epochs.append({"trial": len(trials) - 1, "epoch": epoch, "lambd": lambd, "seconds": second})
+    (folder / name).mkdir(parents=True)
+    pd.DataFrame(trials).to_csv(folder / name / f"{name}.csv")
+    pd.DataFrame(epochs).to_csv(folder / name / "epochs.csv", index=False)
+    record = {"batches": [{"n_trials": started or len(trials)}]}
+    (folder / name / "experiment.json").write_text(json.dumps(record))
+
+
+def test_interval_is_student_s():
+    values = [1.0, 2.0, 4.0, 5.5]
+    expected = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
+    found = summary.interval(values)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert (found.n, found.mean, found.deviation) == pytest.approx((4, 3.125, np.std(values, ddof=1)))
+    assert summary.interval([3.0]).mean == 3.0 and np.isnan(summary.interval([3.0]).low)
+
+
+@pytest.mark.parametrize(
+    ("lambds", "epoch"),
+    [
+        ([100, 50, 10, 10, 10, 10, 10, 10, 10, 10], 3),
+        ([10, 9.5, 10.5, 10, 10, 10, 10, 10, 10, 10], 1),
+        ([100, 10, 20, 10, 10, 10, 10, 10, 10, 10.5], 4),
+        ([-20, 10, -10, 10, 10, 10, 10, 10, 10, 10], 2),
+        ([100, 90, 80, 70, 60, 50, 40, 30, 20, 10], None),
+        ([5.0], 1),
+    ],
+)
+def test_epoch_at_which_lambda_settles(lambds, epoch):
+    assert summary.settling_epoch(lambds) == epoch
+
+
+def test_seconds_are_free_of_the_start_and_paired_by_run(tmp_path):
+    write_experiment(tmp_path)
+    storage = Storage(tmp_path)
+    trials, started = summary.read_experiment(storage, "audio_mnist")
+    trials = summary.add_epochs(trials, summary.read_epochs(storage, "audio_mnist"))
+    assert started == 30 and set(trials["epochs"]) == {100}
+    assert summary.fixed_runs(trials).tolist() == pytest.approx([3.0] * 5)
+    assert trials.loc[trials["config/trainable"], "settled"].between(30, 40).all()
+
+
+def test_claims_are_decided_by_paired_differences(project, tmp_path):
+    write_experiment(tmp_path)
+    tables = project.run("produce_tables.py", f"--ray_results_dir={tmp_path}", "--csv", tmp_path / "tables.csv").stdout
+    low, high = summary.interval([8.0 + 0.1 * seed for seed in range(5)])[3:]
+    assert f"| LNet | 10 ms | +8.2 | 5 | {low:.1f} to {high:.1f} |" in tables
+    claims = [line for line in tables.splitlines() if line.startswith("| audio_mnist")]
+    assert [line.split(" | ")[-1] for line in claims] == ["holds |", "holds |", "does not hold |", "holds |"]
+    assert "from the best window, 35 ms" in claims[1]
+    assert "as much as 3.0 (3.0 to 3.0)" in claims[3]
+    rows = pd.read_csv(tmp_path / "tables.csv")
+    assert len(rows) == 6 and rows["mean"].tolist() == pytest.approx([70.2, 62.0, 72.2, 72.0, 66.2, 67.0])
+
+
+def test_few_runs_decide_nothing_and_failed_trials_are_counted(project, tmp_path):
+    write_experiment(tmp_path, n_runs=4, started=30)
+    tables = project.run("produce_tables.py", f"--ray_results_dir={tmp_path}").stdout
+    assert "% audio_mnist: 24 trials, of 30: the others failed or are not finished" in tables
+    assert tables.count("not enough runs") == 4 and "holds" not in tables
+
+
+def test_continuous_is_compared_within_runs(project, tmp_path):
+    write_experiment(tmp_path)
+    write_experiment(tmp_path, "audio_mnist_continuous")
+    tables = project.run("produce_tables.py", f"--ray_results_dir={tmp_path}").stdout
+    assert "| 10 ms | +0.0 (0.0 to 0.0) | +0.0 (0.0 to 0.0) |" in tables
+
+
+def test_figures_are_drawn_or_said_to_be_skipped(project, tmp_path):
+    write_experiment(tmp_path / "results")
+    flags = [
+        "--ray_results_dir",
+        tmp_path / "results",
+        "--data_base_dir",
+        tmp_path,
+        "--output_dir",
+        tmp_path / "figures",
+    ]
+    output = project.run("produce_figures.py", *flags).stdout
+    drawn = ("data_example", "accuracy", "convergence", "time_complexity")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")
+    }
+    for name in ("dmel", "before_after"):
+        assert f"{name}: skipped: audio_mnist: no recordings in" in output
+    for path in (tmp_path / "figures").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10000
+    wrong = project.run("produce_figures.py", "--figures", "nothing", check=False)
+    assert wrong.returncode == 2 and "invalid choice" in wrong.stderr
+
+
+def test_cost_model_of_the_paper():
+    # By hand for one fixed window of 160 samples and 15 steps from 20 ms: the network's cost, then the spectrogram's.
+    assert cost_ratio(0.020, 1, 0.0) == pytest.approx((128 * 40000 / 80) / (2 * 128 * 40000 / 160))
+    walked = np.linspace(160, 280, 15)
+    assert cost_ratio(0.020, 1, 1.0) == pytest.approx(
+        (40000 / 80 * walked * np.log(walked)).sum() / (15 * 40000 * np.log(160))
+    )
+    assert cost_ratio(0.300, 59, 0.9999) < 1 < cost_ratio(0.300, 1, 0.9999)
