@@ -140,6 +140,31 @@ def scaling(args):
         }
 
 
+@torch.no_grad()
+def jumps(args):
+    """Change of the log-Mel where the FFT size doubles: white noise, pure tones in the band where they are strongest"""
+    time_axis = torch.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
+    noise = torch.randn(2 if args.tiny else 64, len(time_axis))
+    tones = torch.sin(2 * torch.pi * torch.linspace(60, 3900, 97)[:, None] * time_axis)
+    for n_fft in (128, 256, 512, 1024):
+        doubling = (n_fft + 1) / WINDOW_SIGMAS
+        for continuous in (False, True):
+            layers = [
+                DMEL(SAMPLE_RATE, N_MELS, HOP_LENGTH, doubling + side * 1e-3, continuous=continuous) for side in (-1, 1)
+            ]
+            of_bands = (layers[1](noise) - layers[0](noise)).mean(dim=(0, 2))
+            before, after = (way(tones).mean(dim=2) for way in layers)
+            of_tones = (after - before).gather(1, before.argmax(dim=1, keepdim=True))
+            yield {
+                "λ": f"{doubling:.2f}",
+                "FFT": f"{n_fft} to {2 * n_fft}",
+                "continuous": str(continuous),
+                "noise, mean over bands": f"{of_bands.mean():.3f}",
+                "noise, largest of a band": f"{of_bands.abs().max():.3f}",
+                "tones, largest": f"{of_tones.abs().max():.3f}",
+            }
+
+
 # Epochs and steps
 
 
@@ -223,8 +248,7 @@ def fresh_process():
 
 
 SECTIONS = {
-    function.__name__: function
-    for function in (layer, memory, scaling, epoch, step, benchmark_ray.start, benchmark_ray.copies, benchmark_ray.grid)
+    function.__name__: function for function in (layer, memory, scaling, jumps, epoch, step, *benchmark_ray.SECTIONS)
 }
 
 

@@ -137,3 +137,6 @@ def touch(config, recordings):
     data.clips.sum()
     time.sleep(3)  # until the other trial has read it too
     tune.report({"own": psutil.Process().memory_full_info().uss - before})
+
+
+SECTIONS = (start, copies, grid)

@@ -21,7 +21,7 @@ def test_clip_by_clip_computes_the_same(layer):
 
 
 def test_sections_run(project, tmp_path):
-    sections = ["layer", "memory", "scaling", "epoch", "step", "copies"]
+    sections = ["layer", "memory", "scaling", "jumps", "epoch", "step", "copies"]
     report = tmp_path / "report.json"
     result = project.run("benchmark.py", "--tiny", "--output", report, "--experiments", "tiny", "--sections", *sections)
     report = json.loads(report.read_text())

@@ -154,7 +154,7 @@ def test_restart_moves_the_old_folder_aside(project, undisturbed):
 def test_restart_helps_where_the_record_is_damaged(tmp_path):
     (tmp_path / "steady").mkdir()
     (tmp_path / "steady" / "experiment.json").write_text('{"batches": [')
-    with pytest.raises(InputError, match="experiment.json .*: start anew with --restart"):
+    with pytest.raises(InputError, match=r"experiment.json .*: start anew with --restart"):
         Experiment(tmp_path, "steady")
     experiment = Experiment(tmp_path, "steady", restart=True)
     assert experiment.record is None and (tmp_path / experiment.aside / "experiment.json").exists()
