@@ -68,11 +68,12 @@ def main():
             print(f"{markdown_table(differences)}\n")
     for name, trials in experiments.items():
         if f"{name}_continuous" in experiments:
-            print(f"{markdown_table(list(continuous_rows(trials, experiments[f'{name}_continuous'])))}\n")
+            rows_of_both = continuous_rows(trials, experiments[f"{name}_continuous"])
+            print(f"{name}_continuous − {name} (95 % interval):\n\n{markdown_table(rows_of_both)}\n")
     if verdicts := [claim for name, trials in experiments.items() for claim in claims(name, trials)]:
         print(f"Claims of the paper:\n\n{markdown_table(verdicts)}\n")
     if args.csv:
-        write_whole(args.csv, pd.DataFrame(rows).drop(columns="accuracy").to_csv(index=False))
+        write_whole(args.csv, pd.DataFrame(rows).drop(columns="accuracy", errors="ignore").to_csv(index=False))
 
 
 def notes(trials):
@@ -174,12 +175,15 @@ def difference_rows(trials):
 
 def continuous_rows(trials, continuous):
     """continuous − default for each initial window, paired by run: accuracy, and the epoch at which λ settles."""
-    for (_, dmel, _), (_, changed, _) in zip(cells(trials), cells(continuous), strict=False):
-        row = {"init": window(dmel["init_window"].iloc[0], in_samples(trials))}
+    default = {round(dmel["init_window"].iloc[0], 3): dmel for _, dmel, _ in cells(trials) if len(dmel)}
+    for _, changed, _ in cells(continuous):
+        init = changed["init_window"].iloc[0]
+        dmel = default.get(round(init, 3), changed[:0])
+        row = {"init": window(init, in_samples(trials))}
         for column, title in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
             differences = paired(changed, dmel, column) if column in dmel and column in changed else ()
             values = interval(differences) if len(differences) else None
-            row[f"continuous − default: {title}"] = told(values, "+.1f") if values else "none to compare"
+            row[title] = f"{told(values, '+.1f')}, n = {values.n}" if values else "none to compare"
         yield row
 
 
