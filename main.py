@@ -34,7 +34,7 @@ import datasets
 import search_spaces
 import train
 from datasets import InputError
-from results import CHECKPOINT_FILE, Experiment, finished, read_checkpoint
+from results import CHECKPOINT_FILE, Experiment, KeepReports, finished, read_checkpoint
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
@@ -179,6 +179,7 @@ def make_tuner(trainable, search_space, experiment, batch):
             name=batch["folder"],
             storage_path=experiment.address,
             progress_reporter=reporter,
+            callbacks=[KeepReports()],
             verbose=1,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             # Two, as Ray may notice the last one only after the one before was removed.

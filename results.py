@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from ray import tune
 
 from datasets import InputError
@@ -112,12 +112,23 @@ class Experiment:
             for trial in filter(finished, self.trials(batch)):
                 folder = os.path.relpath(trial.path, self.storage.root)
                 history, n_lines = self.history(trial)
-                if len(history) < n_lines:
+                was_interrupted = history[-1]["iterations_since_restore"] < history[-1]["training_iteration"]
+                if len(history) < n_lines or was_interrupted:  # the latter can change the columns of progress.csv
                     self.storage.write(
                         f"{folder}/progress.csv", pd.json_normalize(history, sep="/").to_csv(index=False)
                     )
                     text = "".join(json.dumps(report) + "\n" for report in history)
                     self.storage.write(f"{folder}/result.json", text)
+
+
+class KeepReports(tune.Callback):
+    """Stores a trial's reports before it starts again: Ray goes on with those stored last and loses newer ones."""
+
+    def on_trial_start(self, iteration, trials, trial, **info):
+        for name in ("result.json", "progress.csv"):
+            newest, stored = Path(trial.local_path, name), f"{trial.storage.trial_fs_path}/{name}"
+            if newest.exists():
+                copy_files(str(newest), stored, destination_filesystem=trial.storage.storage_filesystem)
 
 
 class Storage:
