@@ -6,15 +6,12 @@ Columns and flags that tell about the machine's folders and addresses are left o
 """
 
 import argparse
-import io
 import json
 import shlex
 import sys
 
-import pandas as pd
-
 from datasets import InputError
-from results import Experiment, Storage
+from results import EPOCHS, RECORD, TABLE, Experiment, Storage
 
 LEFT_OUT = ["logdir", "hostname", "node_ip", "pid"]
 FOLDER_FLAGS = ("--ray_root_dir", "--data_dir")
@@ -27,17 +24,18 @@ def main():
     parser.add_argument("--output_dir", default="results", help="folder to copy to (results)")
     args = parser.parse_args()
     experiment, kept = Experiment(args.ray_results_dir, args.dataset_name), Storage(args.output_dir)
-    tables = [experiment.storage.read(name) for name in (experiment.table, experiment.epochs_table)]
-    if experiment.record is None or None in tables:
+    name = args.dataset_name
+    trials = experiment.storage.read_table(TABLE.format(name), index_col=0)
+    epochs = experiment.storage.read(EPOCHS.format(name))
+    if experiment.record is None or trials is None or epochs is None:
         raise InputError(f"no tested experiment in {experiment.address}: run main.py and predict_test.py first.")
-    trials = pd.read_csv(io.StringIO(tables[0]), index_col=0).drop(columns=LEFT_OUT, errors="ignore")
     for batch in experiment.record["batches"]:
         words = shlex.split(batch["command"])
         batch["command"] = shlex.join(word for word in words if not word.startswith(FOLDER_FLAGS))
-    kept.write(experiment.table, trials.to_csv())
-    kept.write(experiment.epochs_table, tables[1])
-    kept.write(experiment.record_file, json.dumps(experiment.record, indent=2) + "\n")
-    print(f"{args.dataset_name}: {len(trials)} trials kept in {kept.address}/{args.dataset_name}")
+    kept.write(TABLE.format(name), trials.drop(columns=LEFT_OUT, errors="ignore").to_csv())
+    kept.write(EPOCHS.format(name), epochs)
+    kept.write(RECORD.format(name), json.dumps(experiment.record, indent=2) + "\n")
+    print(f"{name}: {len(trials)} trials kept in {kept.address}/{name}")
 
 
 if __name__ == "__main__":

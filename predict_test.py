@@ -15,9 +15,7 @@ from tqdm import tqdm
 import datasets
 import train
 from datasets import InputError
-from results import Experiment, finished, read_checkpoint
-
-SECONDS = "time_this_iter_s"
+from results import EPOCHS, TABLE, Experiment, finished, read_checkpoint
 
 
 def main():
@@ -46,14 +44,11 @@ def main():
         {**row(trial), "test_accuracy": accuracy_of(trial, recordings)}
         for trial in tqdm(done, desc=f"testing {args.dataset_name}", unit="trial")
     ]
-    epochs = [
-        {"trial": i, "epoch": report["training_iteration"], "lambd": report["lambd_est"], "seconds": report[SECONDS]}
-        for i, trial in enumerate(done)
-        for report in experiment.history(trial)[0]
-    ]
-    experiment.storage.write(experiment.epochs_table, pd.DataFrame(epochs).to_csv(index=False, float_format="%.5g"))
-    experiment.storage.write(experiment.table, pd.DataFrame(rows).to_csv())
-    print(f"{args.dataset_name}: {len(rows)} trials tested, in {experiment.storage.address}/{experiment.table}")
+    table, epochs = TABLE.format(experiment.name), EPOCHS.format(experiment.name)
+    histories = pd.concat([history_of(i, experiment.history(trial)[0]) for i, trial in enumerate(done)])
+    experiment.storage.write(epochs, histories.to_csv(index=False, float_format="%.5g"))
+    experiment.storage.write(table, pd.DataFrame(rows).to_csv())
+    print(f"{args.dataset_name}: {len(rows)} trials tested, in {experiment.storage.address}/{table}")
 
 
 def row(trial):
@@ -61,6 +56,14 @@ def row(trial):
     metrics = {key: value for key, value in trial.metrics.items() if key != "config"}
     config = {f"config/{key}": value for key, value in trial.config.items()}
     return {**metrics, **config, "logdir": trial.path}
+
+
+def history_of(number, reports):
+    """What the figures need of the epochs of a trial, given its number in the table."""
+    columns = {"training_iteration": "epoch", "lambd_est": "lambd", "time_this_iter_s": "seconds"}
+    history = pd.DataFrame(reports, columns=list(columns)).rename(columns=columns)
+    history.insert(0, "trial", number)
+    return history
 
 
 def accuracy_of(trial, recordings):

@@ -23,7 +23,17 @@ from complexity import cost_ratio
 from datasets import InputError
 from dmel import DMEL, DifferentiableSpectrogram
 from results import Storage
-from summary import add_epochs, cells, experiment_names, fixed_runs, in_samples, interval, read_epochs, read_experiment
+from summary import (
+    add_epochs,
+    cells,
+    experiment_names,
+    fixed_runs,
+    in_samples,
+    interval,
+    milliseconds,
+    read_epochs,
+    read_experiment,
+)
 
 COLORS = {"DMEL": "#0072b2", "baseline": "#d55e00", "other": "#009e73"}  # Okabe and Ito's, for every kind of eyes
 MARKERS = {"DMEL": "o", "baseline": "s"}
@@ -39,6 +49,10 @@ STYLE = {
 WIDTH = 7.2  # inches: of a text page, and readable in a README
 
 
+class Skipped(Exception):
+    """A figure cannot be drawn from what there is; the message says why."""
+
+
 def main():
     args = parse_args()
     storage = Storage(args.ray_results_dir)
@@ -50,9 +64,10 @@ def main():
             experiments[name] = (add_epochs(trials, epochs), epochs)
     for name in args.figures:
         with plt.rc_context(STYLE):
-            figure = FIGURES[name](experiments, args)
-            if isinstance(figure, str):
-                print(f"{name}: skipped: {figure}")
+            try:
+                figure = FIGURES[name](experiments, args)
+            except Skipped as reason:
+                print(f"{name}: skipped: {reason}")
                 continue
             args.output_dir.mkdir(parents=True, exist_ok=True)
             for suffix in ("png", "pdf"):
@@ -77,19 +92,16 @@ def parse_args():
 
 def dmel(experiments, args):
     """The overview: a waveform, and its log-Mel spectrogram at the shortest, the trained and the longest window."""
-    found = chosen_clip(experiments, args)
-    if isinstance(found, str):
-        return found
-    trials, clip, rate = found
+    trials, clip = chosen_clip(experiments, args)
+    rate = trials["config/resample_rate"].iloc[0]
     trained = trials[trials["config/trainable"]]["best_lambd_est"].abs().median()
     shortest, longest = (trials["config/init_lambd"].agg(way) for way in ("min", "max"))
     figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.2))
     axes[0].plot(np.arange(len(clip)) / rate, clip / np.abs(clip).max(), color="black", linewidth=0.4)
     axes[0].set(xlabel="time, s", ylabel="amplitude", title="waveform")
     for axis, lambd in zip(axes[1:], sorted([shortest, trained, longest]), strict=True):
-        draw_log_mel(axis, clip, rate, lambd)
-        milliseconds = 6000 * lambd / rate
-        axis.set_title(f"{milliseconds:.0f} ms" + (", trained" if lambd == trained else ""))
+        draw_log_mel(axis, trials, clip, lambd)
+        axis.set_title(f"{milliseconds(lambd, rate):.0f} ms" + (", trained" if lambd == trained else ""))
         if lambd == trained:
             for spine in axis.spines.values():
                 spine.set(visible=True, color=COLORS["DMEL"], linewidth=2.5)
@@ -101,44 +113,46 @@ def dmel(experiments, args):
 
 def before_after(experiments, args):
     """Log-Mel spectrogram of a clip before and after training, for every initial window."""
-    found = chosen_clip(experiments, args)
-    if isinstance(found, str):
-        return found
-    trials, clip, rate = found
+    trials, clip = chosen_clip(experiments, args)
+    rate = trials["config/resample_rate"].iloc[0]
     rows = [group.iloc[0] for _, group, _ in cells(trials) if len(group)]
     figure, axes = plt.subplots(2, len(rows), figsize=(WIDTH, 3.8), sharex=True, sharey=True, squeeze=False)
     for i, row in enumerate(rows):
         for axis, lambd, state in zip(
             axes[:, i], row[["config/init_lambd", "best_lambd_est"]], ("before", "after"), strict=True
         ):
-            draw_log_mel(axis, clip, rate, abs(lambd))
-            axis.set_title(f"{state} training: {6000 * abs(lambd) / rate:.0f} ms")
+            draw_log_mel(axis, trials, clip, lambd)
+            axis.set_title(f"{state} training: {milliseconds(abs(lambd), rate):.0f} ms")
             axis.label_outer()
     return figure
 
 
 def chosen_clip(experiments, args):
-    """Trials of --experiment, clip number --clip of its test split, and its sample rate; text where there is none."""
+    """Trials of --experiment, and clip number --clip of its test split, shape = (n_points,) float32."""
     if args.experiment not in experiments:
-        return f"there are no results of {args.experiment}"
+        raise Skipped(f"there are no results of {args.experiment}")
     trials, _ = experiments[args.experiment]
     if in_samples(trials):
-        return f"{args.experiment} has no recordings"
-    space = {key: trials[f"config/{key}"].iloc[0] for key in ("dataset_name", "resample_rate", "n_points")}
-    space |= {"resample_rate": int(space["resample_rate"]), "n_points": int(space["n_points"])}
+        raise Skipped(f"{args.experiment} has no recordings")
+    first = trials.iloc[0]
+    space = {"dataset_name": first["config/dataset_name"]}
+    space |= {key: int(first[f"config/{key}"]) for key in ("resample_rate", "n_points")}
     try:
         recordings = datasets.recordings_of(space, args.data_base_dir)
     except InputError as error:
-        return str(error)
+        raise Skipped(str(error)) from None
     test = datasets.split_recordings(space["dataset_name"], recordings.groups)["test"]
     if not 0 <= args.clip < len(test):
         raise InputError(f"--clip={args.clip}: the test split has clips 0 to {len(test) - 1}.")
-    return trials, np.array(recordings.clips[test[args.clip]]), space["resample_rate"]
+    return trials, np.array(recordings.clips[test[args.clip]])
 
 
-def draw_log_mel(axis, clip, rate, lambd):
+def draw_log_mel(axis, trials, clip, lambd):
+    """The log-Mel spectrogram of a clip as the networks of the trials see it at a λ; bands from the loudest down to 12 below in ln."""
+    keys = ("resample_rate", "n_mels", "hop_length")
+    rate, n_mels, hop_length = (int(trials[f"config/{key}"].iloc[0]) for key in keys)
     with torch.no_grad():
-        log_mel = DMEL(rate, 64, rate // 100, lambd)(torch.from_numpy(clip))
+        log_mel = DMEL(rate, n_mels, hop_length, lambd)(torch.from_numpy(clip))
     top = log_mel.max().item()
     axis.imshow(
         log_mel,
@@ -147,7 +161,7 @@ def draw_log_mel(axis, clip, rate, lambd):
         cmap="cividis",
         vmin=top - 12,
         vmax=top,
-        extent=(0, len(clip) / rate, 0, 64),
+        extent=(0, len(clip) / rate, 0, n_mels),
     )
     axis.set(xlabel="time, s", ylabel="mel band")
 
@@ -179,7 +193,7 @@ def accuracy(experiments, args):
     """Test accuracy against the initial window, means with their 95 % intervals."""
     shown = {name: trials for name, (trials, _) in experiments.items() if not name.endswith("_continuous")}
     if not shown:
-        return "there are no results"
+        raise Skipped("there are no results")
     figure, axes = panels(len(shown), 2.8)
     for axis, (name, trials) in zip(axes, shown.items(), strict=True):
         for method, shift in (("DMEL", 1.04), ("baseline", 1 / 1.04)):
@@ -209,7 +223,7 @@ def accuracy(experiments, args):
 def convergence(experiments, args):
     """λ over the epochs of every trained run, and the median epoch from which it stays within 10 % of where it ends."""
     if not experiments:
-        return "there are no results"
+        raise Skipped("there are no results")
     figure, axes = panels(len(experiments), 3.6)
     for axis, (name, (trials, epochs)) in zip(axes, experiments.items(), strict=True):
         unit = (trials["init_window"] / trials["config/init_lambd"]).iloc[0]

@@ -111,6 +111,7 @@ def table_rows(trials):
 
 
 def window(value, samples):
+    """A window with its unit: λ in samples, or a length in milliseconds."""
     return number(value, samples) + ("" if samples else " ms")
 
 
@@ -218,9 +219,9 @@ def is_near(lambd):
     return abs(np.log(lambd / SIGMA_REF)) < np.log(NEAR)
 
 
-def verdict(name, claim, number, n, holds):
+def verdict(name, claim, measured, n, holds):
     answer = "not enough runs" if n < MIN_RUNS else "holds" if holds else "does not hold"
-    return {"experiment": name, "DMEL": claim, "measured (95 % interval)": number, "n": n, "verdict": answer}
+    return {"experiment": name, "DMEL": claim, "measured (95 % interval)": measured, "n": n, "verdict": answer}
 
 
 def told(values, form=".1f"):

@@ -10,6 +10,7 @@ RAY_RESULTS is a folder, or the URI of any storage that Ray accepts, such as s3:
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from datasets import InputError
 
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
 CHECKPOINT_FILE = "trial.pt"  # in every checkpoint folder: what train.py's snapshot() gave
+RECORD, TABLE, EPOCHS = "{0}/experiment.json", "{0}/{0}.csv", "{0}/epochs.csv"  # files of an experiment, by its name
 
 
 class Experiment:
@@ -41,12 +43,10 @@ class Experiment:
         self.name = name
         self.storage = Storage(results_dir)
         self.address = f"{self.storage.address}/{name}"  # for people and for Ray
-        self.table, self.epochs_table = f"{name}/{name}.csv", f"{name}/epochs.csv"
-        self.record_file = f"{name}/experiment.json"
         aside = f"{name}.{time.strftime('%Y%m%d-%H%M%S')}"
         self.aside = aside if restart and self.storage.rename(name, aside) else None
         try:
-            text = self.storage.read(self.record_file)
+            text = self.storage.read(RECORD.format(name))
             self.record = None if text is None else json.loads(text)
         except (OSError, ValueError) as error:
             raise InputError(
@@ -75,7 +75,7 @@ class Experiment:
         batch = {"folder": folder, "seeds": seeds, "n_trials": n_cells * len(seeds), **provenance()}
         self.record["batches"].append(batch)
         try:
-            self.storage.write(self.record_file, json.dumps(self.record, indent=2) + "\n")
+            self.storage.write(RECORD.format(self.name), json.dumps(self.record, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {self.address} ({error}): choose another --ray_root_dir.") from None
         return batch
@@ -99,7 +99,7 @@ class Experiment:
     def history(self, trial):
         """Reports of a trial, the last one of each epoch, in order, and the number of all in its result.json."""
         folder = os.path.relpath(trial.path, self.storage.root)
-        lines = self.storage.read(f"{folder}/result.json").splitlines()
+        lines = (self.storage.read(f"{folder}/result.json") or "").splitlines()
         return epochs(lines), len(lines)
 
     def is_finished(self, batch):
@@ -112,12 +112,12 @@ class Experiment:
             for trial in filter(finished, self.trials(batch)):
                 folder = os.path.relpath(trial.path, self.storage.root)
                 history, n_lines = self.history(trial)
-                was_interrupted = history[-1]["iterations_since_restore"] < history[-1]["training_iteration"]
-                if len(history) < n_lines or was_interrupted:  # the latter can change the columns of progress.csv
-                    self.storage.write(
-                        f"{folder}/progress.csv", pd.json_normalize(history, sep="/").to_csv(index=False)
-                    )
+                # From a checkpoint Ray goes on in the old progress.csv, though with other columns.
+                restored = any(report["iterations_since_restore"] < report["training_iteration"] for report in history)
+                if len(history) < n_lines or restored:
+                    table = pd.json_normalize(history, sep="/").to_csv(index=False)
                     text = "".join(json.dumps(report) + "\n" for report in history)
+                    self.storage.write(f"{folder}/progress.csv", table)
                     self.storage.write(f"{folder}/result.json", text)
 
 
@@ -128,7 +128,8 @@ class KeepReports(tune.Callback):
         for name in ("result.json", "progress.csv"):
             newest, stored = Path(trial.local_path, name), f"{trial.storage.trial_fs_path}/{name}"
             if newest.exists():
-                copy_files(str(newest), stored, destination_filesystem=trial.storage.storage_filesystem)
+                with contextlib.suppress(OSError):  # rather lose some reports than end the run
+                    copy_files(str(newest), stored, destination_filesystem=trial.storage.storage_filesystem)
 
 
 class Storage:
@@ -156,6 +157,11 @@ class Storage:
             return None
         with self.filesystem.open_input_stream(self.path(name)) as stream:
             return stream.read().decode()
+
+    def read_table(self, name, **options):
+        """A CSV file as a DataFrame, None where there is none; options: those of pandas.read_csv."""
+        text = self.read(name)
+        return None if text is None else pd.read_csv(io.StringIO(text), **options)
 
     def write(self, name, text):
         """Writes a file in one piece: beside its place first, then renamed."""

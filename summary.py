@@ -1,6 +1,5 @@
 """Statistics of the results in RAY_RESULTS_DIR, for produce_tables.py and produce_figures.py."""
 
-import io
 import json
 import re
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import scipy.stats
 
 from datasets import InputError
 from dmel import WINDOW_SIGMAS
+from results import EPOCHS, RECORD, TABLE
 
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by main.py --restart
@@ -50,25 +50,24 @@ def read_experiment(storage, name):
     cell: number of the initial window, equal ones to within 1e-6. accuracy: percent. seed: of the run. window: trained
     length as tables tell it, init_window: initial length, see in_samples.
     """
-    path = f"{name}/{name}.csv"
-    text, record = storage.read(path), storage.read(f"{name}/experiment.json")
+    place = f"{storage.address}/{TABLE.format(name)}"
+    record = storage.read(RECORD.format(name))
     started = sum(batch["n_trials"] for batch in json.loads(record)["batches"]) if record else 0
-    if text is None:
-        return None, started
     try:
-        trials = pd.read_csv(io.StringIO(text), index_col=0)
+        trials = storage.read_table(TABLE.format(name), index_col=0)
     except ValueError as error:
-        place = f"{storage.address}/{path}"
         raise InputError(f"{place} cannot be read ({error}): make it again with predict_test.py.") from None
+    if trials is None:
+        return None, started
     missing = [column for column in COLUMNS if column not in trials]
     if missing or trials.empty:
         what = f"lacks the columns {', '.join(missing)}" if missing else "has no trial"
-        raise InputError(f"{storage.address}/{path} {what}: make it again with predict_test.py.")
+        raise InputError(f"{place} {what}: make it again with predict_test.py.")
     init = trials["config/init_lambd"].sort_values()
     trials["cell"] = ((init - init.shift()) > 1e-6 * init).cumsum()
     trials["accuracy"] = 100 * trials["test_accuracy"]
     trials["seed"] = trials.get("config/seed", pd.Series(range(len(trials)), trials.index))
-    unit = 1.0 if in_samples(trials) else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"]
+    unit = 1.0 if in_samples(trials) else milliseconds(1.0, trials["config/resample_rate"])
     trials["window"] = unit * trials["best_lambd_est"].abs()
     trials["init_window"] = unit * trials["config/init_lambd"]
     return trials.sort_values(["config/init_lambd", "seed"]), max(started, len(trials))
@@ -82,6 +81,11 @@ def experiment_names(storage):
 
     others = {name for name in storage.list() if not MOVED_ASIDE.search(name)} - set(EXPERIMENTS)
     return [*EXPERIMENTS, *sorted(others, key=lambda name: (paper_order(name), name))]
+
+
+def milliseconds(lambd, sample_rate):
+    """Window length l = 6λ / sample_rate of a λ in samples, ms; sample_rate: Hz."""
+    return 1000 * WINDOW_SIGMAS * lambd / sample_rate
 
 
 def in_samples(trials):
@@ -103,8 +107,7 @@ def paired(first, second, column):
 
 def read_epochs(storage, name):
     """Table with trial (index of NAME.csv), epoch, lambd and seconds, one row per epoch; None where there is none."""
-    text = storage.read(f"{name}/epochs.csv")
-    return None if text is None else pd.read_csv(io.StringIO(text))
+    return storage.read_table(EPOCHS.format(name))
 
 
 def settling_epoch(lambds):

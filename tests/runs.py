@@ -11,15 +11,8 @@ import pandas as pd
 CELL = ("seed", "model_name", "init_lambd", "trainable")
 OF_THE_MOMENT = {
     *("logdir", "trial_id", "hostname", "node_ip", "pid", "date", "timestamp", "checkpoint_dir_name"),
-    *(
-        "time_this_iter_s",
-        "time_total_s",
-        "time_since_restore",
-        "iterations_since_restore",
-        "should_checkpoint",
-        "done",
-    ),
-    "experiment_tag",  # begins with the number of the trial in its batch
+    *("time_this_iter_s", "time_total_s", "time_since_restore", "iterations_since_restore"),
+    *("should_checkpoint", "done", "experiment_tag"),  # the tag begins with the number of the trial in its batch
 }
 
 
