@@ -1,6 +1,7 @@
 """Measures the layer, the epochs and the grid beside the usual way of doing the same, in one run on one machine.
 
-    python benchmark.py                                                  # layer, memory, scaling, epoch: a minute
+    python benchmark.py                                                  # layer, memory, epoch: about a minute
+    python benchmark.py --sections scaling jumps                         # the layer as the work grows, and λ
     python benchmark.py --sections epoch --experiments audio_mnist esc50 --data_dir=data
     python benchmark.py --sections start copies grid                     # trials through Ray
     python benchmark.py --sections layer step epoch grid --experiments audio_mnist esc50 --complete     # on a GPU
@@ -14,6 +15,7 @@ freed memory for later, as trials of main.py do (main.MEMORY).
 import argparse
 import concurrent.futures
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -173,13 +175,13 @@ def epoch(args):
     for name in args.experiments:
         is_slow = args.device == "cpu" and "esc50" in name  # a minute an epoch, whatever the window
         space = main.select_search_space(name)(2 if args.tiny or is_slow else 4)
-        for trainable in (True, False):
-            for lambd in space["init_lambd"]["grid_search"][: 1 if is_slow or args.tiny else None]:
+        windows = space["init_lambd"]["grid_search"][: 1 if is_slow or args.tiny else None]
+        with fresh_process() as pool:
+            for trainable, lambd in itertools.product((True, False), windows):
                 config = {**space, "trainable": trainable, "init_lambd": lambd, "seed": 0, "lr_tf": 0.0}
                 config["device"] = args.device
-                with fresh_process() as pool:
-                    first, *ours = pool.submit(epoch_times, config, args).result()
-                    standin = pool.submit(clip_by_clip_times, config, args).result()
+                first, *ours = pool.submit(epoch_times, config, args).result()
+                standin = pool.submit(clip_by_clip_times, config, args).result()
                 ours, standin = statistics.median(ours), statistics.median(standin)
                 yield {
                     "experiment": name,
@@ -262,7 +264,7 @@ def markdown(title, rows):
 
 def run():
     parser = argparse.ArgumentParser(description="Measure the layer, the epochs and the grid.")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["layer", "memory", "scaling", "epoch"])
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["layer", "memory", "epoch"])
     parser.add_argument("--experiments", nargs="+", default=["time_frequency"], help="for epoch and grid")
     parser.add_argument("--data_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
     parser.add_argument("--complete", action="store_true", help="repeat recordings up to the complete dataset's number")

@@ -129,7 +129,9 @@ def connect(address):
                 ray.init(address=address, runtime_env={"working_dir": scripts, "env_vars": MEMORY}, **options)
             except Exception as error:  # of many kinds, some of many lines
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
-                raise InputError(f"--ray_address={address}: no Ray cluster can be joined ({reason:.300}).") from None
+                remedy = "check that address, and that RAY_AUTH_MODE and the token here are the cluster's"
+                message = f"--ray_address={address}: no Ray cluster can be joined ({reason:.300}): {remedy}."
+                raise InputError(message) from None
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: Ray Tune leaves a state to continue from
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
 

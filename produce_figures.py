@@ -148,7 +148,7 @@ def chosen_clip(experiments, args):
 
 
 def draw_log_mel(axis, trials, clip, lambd):
-    """The log-Mel spectrogram of a clip as the networks of the trials see it at a λ; bands from the loudest down to 12 below in ln."""
+    """The log-Mel spectrogram of a clip at a λ in samples, with the settings of the trials."""
     keys = ("resample_rate", "n_mels", "hop_length")
     rate, n_mels, hop_length = (int(trials[f"config/{key}"].iloc[0]) for key in keys)
     with torch.no_grad():
