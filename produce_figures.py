@@ -91,10 +91,11 @@ def parse_args():
 
 
 def dmel(experiments, args):
-    """The overview: a waveform, and its log-Mel spectrogram at the shortest, the trained and the longest window."""
+    """The overview: a waveform, its log-Mel spectrogram at the shortest, the trained and the longest window."""
     trials, clip = chosen_clip(experiments, args)
     rate = trials["config/resample_rate"].iloc[0]
-    trained = trials[trials["config/trainable"]]["best_lambd_est"].abs().median()
+    best = trials[trials["config/trainable"]].sort_values("best_valid_acc").iloc[-1]  # of all trained windows
+    trained = abs(best["best_lambd_est"])
     shortest, longest = (trials["config/init_lambd"].agg(way) for way in ("min", "max"))
     figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.2))
     axes[0].plot(np.arange(len(clip)) / rate, clip / np.abs(clip).max(), color="black", linewidth=0.4)

@@ -168,7 +168,7 @@ def difference_rows(trials):
             yield {
                 "Model": MODEL_TITLES.get(model, model),
                 "init": window(dmel["init_window"].iloc[0], in_samples(trials)),
-                "DMEL − baseline, points": f"{values.mean:+.1f}",
+                "DMEL − baseline, points": f"{values.mean:+z.1f}",
                 "n": values.n,
                 "95 % interval": values.bounds(),
             }
@@ -184,7 +184,7 @@ def continuous_rows(trials, continuous):
         for column, title in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
             differences = paired(changed, dmel, column) if column in dmel and column in changed else ()
             values = interval(differences) if len(differences) else None
-            row[title] = f"{told(values, '+.1f')}, n = {values.n}" if values else "none to compare"
+            row[title] = f"{told(values, '+z.1f')}, n = {values.n}" if values else "none to compare"
         yield row
 
 
@@ -196,32 +196,35 @@ def claims(name, trials):
     pairs = [(dmel, baseline) for _, dmel, baseline in cells(trials) if len(paired(dmel, baseline, "accuracy"))]
     best = max((baseline["accuracy"].mean() for _, baseline in pairs), default=0)
     for dmel, baseline in pairs:
-        values = interval(paired(dmel, baseline, "accuracy"))
         init = window(dmel["init_window"].iloc[0], in_samples(trials))
         if baseline["accuracy"].mean() == best and len(pairs) > 1:
+            least = -ABOUT_THE_SAME
             claim = f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best window, {init}"
-            holds = values.low > -ABOUT_THE_SAME
         else:
-            claim, holds = f"more accurate than the baseline from a poor window, {init}", values.low > 0
-        yield verdict(name, claim, told(values, "+.1f") + " points", values.n, holds)
+            least, claim = 0, f"more accurate than the baseline from a poor window, {init}"
+        values = interval(paired(dmel, baseline, "accuracy"))
+        yield verdict(name, claim, f"{told(values, '+z.1f')} points", values, least=least)
     for _, dmel, _ in cells(trials):
-        if "time_frequency" in name and len(dmel) and not is_near(init := dmel["init_window"].iloc[0]):
-            values = interval(dmel["window"])
-            holds = is_near(values.low) and is_near(values.high)
-            yield verdict(name, f"comes near λ = {SIGMA_REF} from {init:.1f}", f"λ = {told(values)}", values.n, holds)
+        init = dmel["init_window"].iloc[0] if len(dmel) else SIGMA_REF
+        if "time_frequency" in name and not SIGMA_REF / NEAR < init < SIGMA_REF * NEAR:
+            values, claim = interval(dmel["window"]), f"comes near λ = {SIGMA_REF} from {init:.1f}"
+            yield verdict(name, claim, f"λ = {told(values)}", values, SIGMA_REF / NEAR, SIGMA_REF * NEAR)
     if "seconds" in trials and len(ratios := fixed_runs(trials)):
-        values = interval(ratios)
-        claim = f"costs less than {A_FEW} fixed windows"
-        yield verdict(name, claim, f"as much as {told(values)}", values.n, values.high < A_FEW)
+        values, claim = interval(ratios), f"costs less than {A_FEW} fixed windows"
+        yield verdict(name, claim, f"as much as {told(values)}", values, most=A_FEW)
 
 
-def is_near(lambd):
-    return abs(np.log(lambd / SIGMA_REF)) < np.log(NEAR)
-
-
-def verdict(name, claim, measured, n, holds):
-    answer = "not enough runs" if n < MIN_RUNS else "holds" if holds else "does not hold"
-    return {"experiment": name, "DMEL": claim, "measured (95 % interval)": measured, "n": n, "verdict": answer}
+def verdict(name, claim, measured, values, least=-np.inf, most=np.inf):
+    """A claim holds where the whole interval of the mean lies between least and most, and does not where none does."""
+    if values.n < MIN_RUNS:
+        answer = "not enough runs"
+    elif least < values.low and values.high < most:
+        answer = "holds"
+    elif values.high <= least or values.low >= most:
+        answer = "does not hold"
+    else:
+        answer = "not enough runs"
+    return {"experiment": name, "DMEL": claim, "measured (95 % interval)": measured, "n": values.n, "verdict": answer}
 
 
 def told(values, form=".1f"):
