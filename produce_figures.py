@@ -33,6 +33,7 @@ from summary import (
     milliseconds,
     read_epochs,
     read_experiment,
+    was_cut,
 )
 
 COLORS = {"DMEL": "#0072b2", "baseline": "#d55e00", "other": "#009e73"}  # Okabe and Ito's, for every kind of eyes
@@ -214,7 +215,10 @@ def accuracy(experiments, args):
             )
         n = trials.groupby(["cell", "config/trainable"]).size().max()
         axis.set(
-            xscale="log", xlabel=window_label(trials, "initial "), ylabel="test accuracy, %", title=f"{name}, n = {n}"
+            xscale="log",
+            xlabel=window_label(trials, "initial "),
+            ylabel="test accuracy, %",
+            title=f"{title(name, trials)}, n = {n}",
         )
         mark_windows(axis.xaxis, trials)
     axes[0].legend(frameon=False)
@@ -241,7 +245,14 @@ def convergence(experiments, args):
             axis.plot([], [], color=color, linestyle=style, label=f"from {init:.3g}: {told}")
         if in_samples(trials):
             axis.axhline(search_spaces.SIGMA_REF, color="black", linewidth=1, linestyle="-.", label=r"$\sigma_{ref}$")
-        axis.set(xscale="symlog", yscale="log", xlabel="epoch", ylabel=window_label(trials), title=name, xlim=(0, None))
+        axis.set(
+            xscale="symlog",
+            yscale="log",
+            xlabel="epoch",
+            ylabel=window_label(trials),
+            title=title(name, trials),
+            xlim=(0, None),
+        )
         mark_windows(axis.yaxis, trials)
         axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
@@ -272,6 +283,11 @@ def panels(n, height):
     """A figure of n panels side by side, and the panels."""
     figure, axes = plt.subplots(1, n, figsize=(max(WIDTH * n / 3, 3.6), height), squeeze=False)
     return figure, axes[0]
+
+
+def title(name, trials):
+    """The experiment, and its epochs where they ended every trial."""
+    return name + (f", {trials['epochs'].max()} epochs" if was_cut(trials).all() else "")
 
 
 def window_label(trials, kind=""):

@@ -29,6 +29,7 @@ from summary import (
     paired,
     read_epochs,
     read_experiment,
+    was_cut,
 )
 
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
@@ -77,7 +78,10 @@ def main():
 
 
 def notes(trials):
-    """One line for each further key of the config that varies within a cell and so is averaged over."""
+    """One line for trials that max_epochs ended, and for each further key of the config that is averaged over."""
+    if "epochs" in trials and (n_cut := was_cut(trials).sum()):
+        limits = " or ".join(map(str, sorted(trials["config/max_epochs"].unique())))
+        yield f"{n_cut} of {len(trials)} trials ended at max_epochs = {limits}, before patience ran out"
     for column in trials.filter(like="config/").columns:
         varied = trials.groupby(["config/model_name", "cell", "config/trainable"])[column].nunique() > 1
         if column not in VARIED and varied.any():

@@ -126,6 +126,11 @@ def add_epochs(trials, epochs):
     return trials.assign(epochs=by_trial.size(), seconds=seconds, settled=settled)
 
 
+def was_cut(trials):
+    """Which trials ended because of max_epochs and would have gone on; needs the columns of add_epochs."""
+    return trials["epochs"] >= trials["config/max_epochs"]
+
+
 def fixed_runs(trials):
     """How many fixed windows one DMEL run costs, of every run: mean seconds over the initial windows of each."""
     means = trials.groupby(["seed", "config/trainable"])["seconds"].mean().unstack()

@@ -15,7 +15,7 @@ BASELINE = {10.0: 0.60, 35.0: 0.70, 300.0: 0.65}  # test accuracy by initial win
 DMEL = {10.0: 0.68, 35.0: 0.70, 300.0: 0.64}
 
 
-def write_experiment(folder, name="audio_mnist", n_runs=5, started=None, spread=0.001):
+def write_experiment(folder, name="audio_mnist", n_runs=5, started=None, spread=0.001, max_epochs=1000):
     """Trials of 100 epochs: λ walks to that of 120 ms within 40; DMEL takes three times as long as the baseline.
 
     Accuracies grow by 0.01 from run to run, those of DMEL by spread more.
@@ -30,6 +30,7 @@ def write_experiment(folder, name="audio_mnist", n_runs=5, started=None, spread=
                     lambds[40:] = -160  # its sign means nothing
                 config = {"init_lambd": 8 * window / 6, "trainable": trainable, "seed": seed, "resample_rate": 8000}
                 config |= {"model_name": "mel_linear_net", "dataset_name": "audio_mnist", "n_points": 8000}
+                config |= {"max_epochs": max_epochs}
                 result = {
                     "best_lambd_est": lambds[-1],
                     "best_valid_acc": accuracy,
@@ -91,6 +92,12 @@ def test_claims_are_decided_by_paired_differences(project, tmp_path):
     assert "as much as 3.0 (3.0 to 3.0)" in claims[3]
     rows = pd.read_csv(tmp_path / "tables.csv")
     assert len(rows) == 6 and rows["mean"].tolist() == pytest.approx([70.2, 62.0, 72.2, 72.0, 66.2, 67.0])
+
+
+def test_trials_that_max_epochs_ended_are_told(project, tmp_path):
+    write_experiment(tmp_path, max_epochs=100)
+    tables = project.run("produce_tables.py", f"--ray_results_dir={tmp_path}").stdout
+    assert "% 30 of 30 trials ended at max_epochs = 100, before patience ran out" in tables
 
 
 def test_a_claim_is_open_where_its_interval_is_on_both_sides(project, tmp_path):
