@@ -58,3 +58,12 @@ def test_every_script_is_in_the_file_table():
 def test_pictures_are_there():
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_tables_are_those_of_the_kept_results(project):
+    tables = project.run("produce_tables.py", f"--ray_results_dir={ROOT / 'results'}").stdout
+    assert tables == (ROOT / "results" / "tables.txt").read_text()
+    results = README.split("## Results")[1].split("\n## ")[0]
+    paper, beyond = results.split("### Beyond the paper")
+    rows = re.findall(r"^\| .*\|$", paper, re.MULTILINE) + re.findall(r"^\| .* n = .*\|$", beyond, re.MULTILINE)
+    assert len(rows) > 10 and [row for row in rows if row not in tables.splitlines()] == []
