@@ -86,6 +86,11 @@ def audio_mnist_continuous(max_epochs):
     return {**audio_mnist(max_epochs), "trainable": True, "continuous": True}
 
 
+def audio_mnist_continuous_fixed(max_epochs):
+    """Its baseline: how much comes from another scale of the mel spectrogram alone?"""
+    return {**audio_mnist_continuous(max_epochs), "trainable": False}
+
+
 def esc50(max_epochs):
     return {
         **RECORDINGS,
