@@ -193,7 +193,7 @@ def data_example(experiments, args):
 
 def accuracy(experiments, args):
     """Test accuracy against the initial window, means with their 95 % intervals."""
-    shown = {name: trials for name, (trials, _) in experiments.items() if not name.endswith("_continuous")}
+    shown = {name: trials for name, (trials, _) in experiments.items() if "_continuous" not in name}
     if not shown:
         raise Skipped("there are no results")
     figure, axes = panels(len(shown), 2.8)
@@ -227,10 +227,11 @@ def accuracy(experiments, args):
 
 def convergence(experiments, args):
     """λ over the epochs of every trained run, and the median epoch from which it stays within 10 % of where it ends."""
-    if not experiments:
+    trained = {name: tables for name, tables in experiments.items() if tables[0]["config/trainable"].any()}
+    if not trained:
         raise Skipped("there are no results")
-    figure, axes = panels(len(experiments), 3.6)
-    for axis, (name, (trials, epochs)) in zip(axes, experiments.items(), strict=True):
+    figure, axes = panels(len(trained), 3.6)
+    for axis, (name, (trials, epochs)) in zip(axes, trained.items(), strict=True):
         unit = (trials["init_window"] / trials["config/init_lambd"]).iloc[0]
         histories = dict(list(epochs.groupby("trial")))
         for (_, runs, _), color, style in zip(cells(trials), COLORS.values(), LINES, strict=False):

@@ -68,9 +68,9 @@ def main():
         if differences := list(difference_rows(trials)):
             print(f"{markdown_table(differences)}\n")
     for name, trials in experiments.items():
-        if f"{name}_continuous" in experiments:
-            rows_of_both = continuous_rows(trials, experiments[f"{name}_continuous"])
-            print(f"{name}_continuous − {name} (95 % interval):\n\n{markdown_table(rows_of_both)}\n")
+        changed = [others for other, others in experiments.items() if other.startswith(f"{name}_continuous")]
+        if changed and (differences := list(continuous_rows(trials, pd.concat(changed)))):
+            print(f"{name}_continuous − {name} (95 % interval):\n\n{markdown_table(differences)}\n")
     if verdicts := [claim for name, trials in experiments.items() for claim in claims(name, trials)]:
         print(f"Claims of the paper:\n\n{markdown_table(verdicts)}\n")
     if args.csv:
@@ -178,15 +178,16 @@ def difference_rows(trials):
             }
 
 
-def continuous_rows(trials, continuous):
-    """continuous − default for each initial window, paired by run: accuracy, and the epoch at which λ settles."""
-    default = {round(dmel["init_window"].iloc[0], 3): dmel for _, dmel, _ in cells(trials) if len(dmel)}
-    for _, changed, _ in cells(continuous):
-        init = changed["init_window"].iloc[0]
-        dmel = default.get(round(init, 3), changed[:0])
-        row = {"init": window(init, in_samples(trials))}
+def continuous_rows(default, continuous):
+    """continuous − default for each method and initial window, paired by run: accuracy, and the epoch λ settles at."""
+    keys = ["config/trainable", "init_window"]
+    defaults = dict(list(default.round({"init_window": 3}).groupby(keys)))
+    for (trainable, init), changed in continuous.round({"init_window": 3}).groupby(keys, sort=False):
+        row = {"Method": "DMEL" if trainable else "baseline", "init": window(init, in_samples(default))}
         for column, title in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
-            differences = paired(changed, dmel, column) if column in dmel and column in changed else ()
+            differences = ()
+            if (trainable, init) in defaults and column in changed and (trainable or column == "accuracy"):
+                differences = paired(changed, defaults[trainable, init], column)
             values = interval(differences) if len(differences) else None
             row[title] = f"{told(values, '+z.1f')}, n = {values.n}" if values else "none to compare"
         yield row

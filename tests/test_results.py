@@ -118,7 +118,8 @@ def test_continuous_is_compared_within_runs(project, tmp_path):
     write_experiment(tmp_path)
     write_experiment(tmp_path, "audio_mnist_continuous")
     tables = project.run("produce_tables.py", f"--ray_results_dir={tmp_path}").stdout
-    assert "| 10 ms | +0.0 (0.0 to 0.0), n = 5 | +0.0 (0.0 to 0.0), n = 5 |" in tables
+    assert "| DMEL | 10 ms | +0.0 (0.0 to 0.0), n = 5 | +0.0 (0.0 to 0.0), n = 5 |" in tables
+    assert "| baseline | 10 ms | +0.0 (0.0 to 0.0), n = 5 | none to compare |" in tables
 
 
 def test_figures_are_drawn_or_said_to_be_skipped(project, tmp_path):
