@@ -59,9 +59,9 @@ def grid(args):
                 data_dir = complete_data(name, args, Path(folder, "data")) if args.complete else args.data_dir
                 flags = [f"--name={name}", f"--max_epochs={n_epochs}", f"--data_dir={data_dir}", share]
                 command = [sys.executable, main.__file__, *flags, f"--ray_root_dir={folder}"]
-                environment = os.environ | (
-                    {"DMEL_CACHE_DIR": ""} if args.complete else {}
-                )  # its cache lies in data_dir
+                environment = dict(os.environ)
+                if args.complete:
+                    environment.pop("DMEL_CACHE_DIR", None)  # the cache was laid out in data_dir
                 wall, _ = timed(subprocess.run, command, check=True, capture_output=True, env=environment)
                 reports = [path.read_text().splitlines() for path in Path(folder, name).glob("*/*/result.json")]
             epochs = [[json.loads(report)["time_this_iter_s"] for report in trial[1:]] for trial in reports]

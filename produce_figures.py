@@ -95,7 +95,7 @@ def dmel(experiments, args):
     """The overview: a waveform, its log-Mel spectrogram at the shortest, the trained and the longest window."""
     trials, clip = chosen_clip(experiments, args)
     rate = trials["config/resample_rate"].iloc[0]
-    best = trials[trials["config/trainable"]].sort_values("best_valid_acc").iloc[-1]  # of all trained windows
+    best = trials[trials["config/trainable"]].sort_values("best_valid_acc").iloc[-1]  # chosen without the test split
     trained = abs(best["best_lambd_est"])
     shortest, longest = (trials["config/init_lambd"].agg(way) for way in ("min", "max"))
     figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.2))

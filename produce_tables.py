@@ -179,7 +179,10 @@ def difference_rows(trials):
 
 
 def continuous_rows(default, continuous):
-    """continuous − default for each method and initial window, paired by run: accuracy, and the epoch λ settles at."""
+    """continuous − default for each method and initial window, paired by run: accuracy, and the epoch λ settles at.
+
+    default and continuous are trials as of read_experiment; initial windows match to 0.001 ms or samples.
+    """
     keys = ["config/trainable", "init_window"]
     defaults = dict(list(default.round({"init_window": 3}).groupby(keys)))
     for (trainable, init), changed in continuous.round({"init_window": 3}).groupby(keys, sort=False):
