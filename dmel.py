@@ -3,344 +3,348 @@
     layer = DMEL(sample_rate=8000, n_mels=64, hop_length=80, init_lambd=8000 * 0.035 / 6)
     log_mel = layer(clips)       # (batch, time) -> (batch, n_mels, time // hop_length + 1)
     log_mel.sum().backward()     # fills layer.lambd.grad
+    torch.optim.AdamW(parameter_groups(network), lr=1e-4)    # λ at a learning rate of its own, and without decay
 
 The window is a Gaussian whose standard deviation λ = |lambd|, in samples, is the one parameter of the layer; the window
-is as long as six of them. lambd moves by whole samples while other weights move by thousandths, so give it a learning
-rate of its own (1.0 in the paper): torch.optim.Adam([{"params": layer.parameters(), "lr": 1.0}, {"params": ...}]).
-
-This file needs torch and torchaudio only and can be copied into another project.
-
-Source: Martinsson and Sandsten, "DMEL: The differentiable log-Mel spectrogram as a trainable layer in neural networks",
-ICASSP 2024, doi 10.1109/ICASSP48485.2024.10446816.
+is as long as six of them. This file needs torch alone and can be copied. Source: Martinsson and Sandsten, "DMEL: The
+differentiable log-Mel spectrogram as a trainable layer in neural networks", ICASSP 2024.
 """
+# mypy: disable-error-code="attr-defined, no-any-return, no-untyped-call, untyped-decorator, var-annotated"
 
 import functools
 import math
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-import torchaudio
-from torch import nn
+from torch import Tensor, nn
 
 WINDOW_SIGMAS = 6  # window length in standard deviations λ: l = 6λ
-LOG_FLOOR = 1e-10  # added to a mel band before the logarithm
+LOG_FLOOR = 1e-10  # added to a mel band before the logarithm; ONNX exporters take a scalar so small for 0
 CONTINUOUS_N = 512  # FFT size whose filter sums continuous gives to filters of every size: that of 35 ms at 8 kHz
 MEL_GROUPS = 4  # the filters of a group share one product over the bins they touch: a quarter of the dense work
 CPU_BLOCK = 2**19  # samples of windowed frames that a thread works on at once: 2 MiB of float32 stay in its caches
 GPU_BLOCK = 2**26  # enough for a whole batch: 256 MiB of float32
+MEL_SCALES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # from Hz to mel and back
+    "htk": (lambda hz: 2595 * torch.log10(1 + hz / 700), lambda mel: 700 * (10 ** (mel / 2595) - 1)),
+    "slaney": (
+        lambda hz: torch.where(hz < 1000, hz * 3 / 200, 15 + 27 * torch.log(hz / 1000) / math.log(6.4)),
+        lambda mel: torch.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27)),
+    ),
+}
 
 
-def fft_size(lambd, n_samples=None):
+def fft_size(lambd: Tensor | float, n_samples: int = 2**61) -> int:
     """FFT size N of the adaptive mode: the smallest power of two ≥ int(6λ), computed in float32.
 
-    lambd: λ in samples, tensor of one element or float; reading it is the layer's one host-device synchronisation.
-    n_samples: clip length; N is kept within [2, smallest power of two ≥ 2·n_samples], without it only N ≥ 2 holds.
-    Raises ValueError where λ is not finite. Source: the paper's software; the bounds are ours.
+    lambd: λ in samples; reading it is the layer's one host-device synchronisation. n_samples: clip length; N is kept
+    within [2, smallest power of two ≥ 2·n_samples]. Raises ValueError where λ is not finite.
     """
     value = abs(torch.as_tensor(lambd).item())
     if not math.isfinite(value):
         raise ValueError(f"lambd is {value}, so there is no window length: lower the learning rate of lambd.")
-    support = torch.tensor(WINDOW_SIGMAS * value, dtype=torch.float32).item()
-    if n_samples is not None:
-        support = min(support, 2 * n_samples)
-    return 1 << max(1, (int(min(support, 2.0**62)) - 1).bit_length())
+    support = int(min(torch.tensor(WINDOW_SIGMAS * value, dtype=torch.float32).item(), 2 * n_samples))
+    return 1 << max(1, (support - 1).bit_length())
 
 
-def gaussian_window(lambd, length, normalize=False):
-    """Gaussian window w[n] = exp(-((n - length/2) / λ)² / 2) and its derivative with respect to lambd.
+def gaussian_window(lambd: Tensor, length: int, normalize: bool = False) -> tuple[Tensor, Tensor]:
+    """Gaussian window w[n] = exp(-((n - length/2) / λ)² / 2) and its derivative in lambd, shape = (length,) each.
 
-    lambd: tensor of one element, in samples; only its absolute value λ matters. Returns two tensors, shape = (length,),
-    of lambd's dtype and device, finite for every finite lambd: at λ = 0 the window is the impulse at n = length/2 and
-    the derivative is 0. normalize divides the window by sqrt(Σ w²).
+    lambd: one element, in samples; at 0 the window is an impulse at n = length/2. normalize divides by sqrt(Σ w²).
     """
-    n = torch.arange(length, dtype=lambd.dtype, device=lambd.device)
-    squared_distance = (n - length / 2).square()
+    squared_distance = (torch.arange(length, dtype=lambd.dtype, device=lambd.device) - length / 2).square()
     if normalize:  # a common factor cancels, so measure from the peak: the sum below is then never 0
         squared_distance = squared_distance - squared_distance.min()
     sigma = lambd.abs().clamp(min=torch.finfo(lambd.dtype).tiny)
     exponent = (squared_distance / sigma / sigma).clamp(max=1500.0)  # exp(-750) is 0 in float64 too
-    window = torch.exp(-exponent / 2)
-    derivative = torch.sign(lambd) * (window * exponent / sigma)
+    window = torch.exp(exponent / -2)
+    derivative = window * exponent / torch.copysign(sigma, lambd)
     if normalize:
         norm = window.square().sum().sqrt()
-        window = window / norm
-        derivative = derivative / norm - window * (window @ derivative) / norm
+        window, derivative = window / norm, derivative / norm
+        derivative = derivative - window * (window @ derivative)
     return window, derivative
 
 
+def mel_filter_bank(n_fft: int, n_mels: int, rate: int, f_min: float, f_max: Any, norm: Any, mel_scale: str) -> Tensor:
+    """Triangular filters, shape = (n_fft//2 + 1, n_mels), float64; arguments as DMEL's. Source: torchaudio, librosa."""
+    to_mel, to_hz = MEL_SCALES[mel_scale]
+    first, last = to_mel(torch.tensor([f_min, rate // 2 if f_max is None else f_max], dtype=torch.float64))
+    edges = to_hz(torch.linspace(first, last, n_mels + 2, dtype=torch.float64))
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    bins = torch.linspace(0, rate // 2, n_fft // 2 + 1, dtype=torch.float64).unsqueeze(1)
+    bank = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(min=0)
+    return bank * 2 / (high - low) if norm == "slaney" else bank
+
+
 @functools.lru_cache(maxsize=64)
-def mel_filters(n_fft, n_mels, sample_rate, f_min, f_max, continuous, dtype, device):
-    """The HTK mel filter bank, cut into groups of neighbouring filters, for interleaved real and imaginary parts.
+def mel_filters(n_fft: int, continuous: bool, n_groups: int, target: Any, *settings: Any) -> list[Any]:
+    """mel_filter_bank(n_fft, *settings) in groups of neighbouring filters: (first, last, weights) of each.
 
-    Returns a list of (first, last, weights), one per group: weights, shape = (last - first, filters of the group),
-    apply to entries first..last of _spectral_products, where every bin has two entries of the same weight. Filters
-    without a bin, as short windows have them, stay 0. sample_rate, f_min and f_max in Hz. continuous: see DMEL.
+    weights, shape = (last - first, filters), apply to products first..last in features_of, of which a bin has two.
     """
-
-    def filter_bank(n_fft):
-        return torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate)
-
-    with warnings.catch_warnings(), torch.inference_mode(False):  # no inference tensors in the cache
-        warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-        bank = filter_bank(n_fft)
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():  # plain tensors for the cache
+        bank = mel_filter_bank(n_fft, *settings)
         if continuous:  # in a fine grid a filter's sum grows as the FFT size
-            sums, fine = bank.sum(dim=0), filter_bank(2**15).sum(dim=0) / 2**15
+            sums, fine = bank.sum(dim=0), mel_filter_bank(2**15, *settings).sum(dim=0) / 2**15
             bank = bank * torch.where(sums > 0, CONTINUOUS_N * fine / sums, 0.0)
         groups = []
-        for filters in bank.tensor_split(MEL_GROUPS, dim=1):
+        for filters in bank.tensor_split(n_groups, dim=1):
             bins = filters.any(dim=1).nonzero()
-            first, last = (bins.min().item(), bins.max().item() + 1) if len(bins) else (0, 1)
-            weights = filters[first:last].repeat_interleave(2, dim=0)
-            groups.append((2 * first, 2 * last, weights.to(device, dtype)))
+            first, last = (int(bins.min()), int(bins.max()) + 1) if len(bins) else (0, 1)
+            groups.append((2 * first, 2 * last, filters[first:last].repeat_interleave(2, dim=0).to(*target)))
     return groups
 
 
-def _spectral_products(frames, windows, n_fft, windowed=None):
-    """Products of the spectra under each window with the spectrum S under the first: |S|² and Re(conj(S)·dS/dλ).
+def features_of(padded: Tensor, windows: Tensor, memory: Any, n_fft: int, hop: int, filters: Any, log: bool) -> Any:
+    """Features of padded clips under a window w and, where windows holds 2·dw/dλ too, their derivative in λ, in a list.
 
-    frames: shape = (clips, frames, length). windows: shape = (1 or 2, length). Returns shape = (clips, frames, windows,
-    2·(n_fft//2 + 1)): the products of the real and those of the imaginary parts interleaved, still to be added.
-    windowed: a buffer for the windowed frames, 0 beyond length; without it autograd can follow.
+    padded: shape = (clips, samples). windows: shape = (1 or 2, length). memory: tensor to work in, None for autograd.
+    filters: of mel_filters, None for the power itself. Each result has the shape (clips · frames, bands).
     """
-    if windowed is None:
-        parts = torch.view_as_real(torch.fft.rfft(frames.unsqueeze(-2) * windows, n_fft)).flatten(-2)
-        return parts * parts[..., :1, :]
-    torch.mul(frames.unsqueeze(-2), windows, out=windowed[..., : frames.shape[-1]])
-    parts = torch.view_as_real(torch.fft.rfft(windowed, n_fft)).flatten(-2)
-    parts[..., 1:, :] *= parts[..., :1, :]  # in place: what a block works on has to stay in the caches
-    parts[..., 0, :].square_()
-    return parts
-
-
-def _features(products, filters, log, out=(None, None)):
-    """Features, shape = (clips, frames, bands), and, with a second window of 2·dw/dλ, their derivative in λ, in a list.
-
-    out: the tensors to write them to; without them new memory is used and autograd can follow.
-    """
+    frames = padded.unfold(-1, windows.shape[-1], hop)  # a view, (clips, frames, length)
+    windowed = torch.mul(frames, windows[:, None, None], out=None if memory is None else memory.resize_(0))
+    spectra = torch.fft.rfft(windowed, n_fft).flatten(1, 2)  # (windows, clips · frames, bins)
+    parts = torch.view_as_real(spectra).flatten(-2)  # real and imaginary parts interleaved
+    for part in parts.unbind()[::-1] if memory is not None else ():  # in place, S itself last
+        part *= parts[0]
+    products = parts * parts[:1] if memory is None else parts  # of |S|² and 2 Re(conj(S)·dS/dλ), still to be added
     if filters is None:
-        parts = zip(products[..., ::2].unbind(-2), products[..., 1::2].unbind(-2), out, strict=False)
-        return [torch.add(real, imaginary, out=target) for real, imaginary, target in parts]
-    rows = products.flatten(0, -2)
-    bands = torch.cat([rows[:, first:last] @ weights for first, last, weights in filters], dim=-1)
-    bands = bands.unflatten(0, products.shape[:-1]).unbind(-2)
+        values, *derivatives = (products[..., ::2] + products[..., 1::2]).unbind()
+    else:
+        bands = [products[..., first:last] @ weights for first, last, weights in filters]
+        values, *derivatives = torch.cat(bands, dim=-1).unbind()
     if not log:
-        return [torch.mul(band, 1, out=target) for band, target in zip(bands, out, strict=False)]
-    floored = bands[0] + LOG_FLOOR
-    derivatives = [torch.div(band, floored, out=target) for band, target in zip(bands[1:], out[1:], strict=False)]
-    return [torch.log(floored, out=out[0]), *derivatives]
+        return [values, *derivatives]
+    floored = values + (values.new_full((1,), LOG_FLOOR) if torch.compiler.is_compiling() else LOG_FLOOR)
+    return [*(derivative.div_(floored) for derivative in derivatives), floored.log_()][::-1]
 
 
-class _BlockwiseFeatures(torch.autograd.Function):
-    """Features of padded clips, computed in blocks of frames, with the exact derivative in lambd.
-
-    Where lambd needs a gradient, forward takes a second STFT, with the window's derivative, and keeps the derivative of
-    every feature: d|S|²/dλ = 2 Re(conj(S)·dS/dλ). Where the clips need one, backward computes the blocks once more.
-    """
-
-    @staticmethod
-    def forward(ctx, padded, lambd, length, n_fft, hop_length, normalize_window, filters, log):
-        window, window_derivative = gaussian_window(lambd, length, normalize_window)
-        keeps_derivative = ctx.needs_input_grad[1]
-        windows = torch.stack([window, 2 * window_derivative]) if keeps_derivative else window.unsqueeze(0)
-        frames = padded.unfold(-1, length, hop_length)  # a view: shape = (clips, frames, length)
-        n_bands = n_fft // 2 + 1 if filters is None else sum(weights.shape[1] for _, _, weights in filters)
-        features = padded.new_empty(*frames.shape[:2], n_bands)
-        derivative = torch.empty_like(features) if keeps_derivative else None
-
-        blocks = _blocks(frames, n_fft * len(windows))
-        largest = max((frames[block].shape[:2].numel() for block in blocks), default=0)
-        windowed = (padded.new_empty if length == n_fft else padded.new_zeros)(largest, len(windows), n_fft)
-        for block in blocks:
-            shape = frames[block].shape[:2]
-            workspace = windowed[: shape.numel()].unflatten(0, shape)
-            products = _spectral_products(frames[block], windows, n_fft, workspace)
-            _features(products, filters, log, [kept[block] for kept in (features, derivative) if kept is not None])
-
-        ctx.save_for_backward(padded if ctx.needs_input_grad[0] else None, lambd, derivative)
-        ctx.window, ctx.geometry, ctx.projection = window, (length, n_fft, hop_length), (filters, log)
-        return features
-
-    @staticmethod
-    def backward(ctx, gradient):
-        padded, lambd, derivative = ctx.saved_tensors
-        padded_gradient = lambd_gradient = None
-        with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
-            if ctx.needs_input_grad[1]:
-                per_clip = torch.linalg.vecdot(gradient.flatten(1), derivative.flatten(1))
-                lambd_gradient = per_clip.sum().reshape(lambd.shape)
-            if ctx.needs_input_grad[0]:
-                padded_gradient = _padded_gradient(padded, gradient, ctx.window, *ctx.geometry, *ctx.projection)
-        if torch.is_grad_enabled():  # create_graph=True: what follows is right as long as nobody differentiates it
-            sources = [tensor for tensor in (gradient, padded, lambd) if tensor is not None]
-            padded_gradient = padded_gradient if padded_gradient is None else _Once.apply(padded_gradient, *sources)
-            lambd_gradient = lambd_gradient if lambd_gradient is None else _Once.apply(lambd_gradient, *sources)
-        return padded_gradient, lambd_gradient, None, None, None, None, None, None
-
-
-def _blocks(frames, frame_size):
-    """Slices (clips, frames) that cut frames, shape = (clips, frames, length), into blocks, a frame of frame_size."""
-    n_clips, n_frames, _ = frames.shape
-    block = CPU_BLOCK * torch.get_num_threads() if frames.device.type == "cpu" else GPU_BLOCK
-    per_block = max(1, block // frame_size)
-    clip_step = max(1, per_block // n_frames)
+def blocks(padded: Tensor, length: int, n_fft: int, hop: int) -> Iterator[tuple[slice, tuple[slice, slice]]]:
+    """Rows, of clips · frames, and the part of padded clips they come from, for blocks that stay in the caches."""
+    n_clips, n_frames = len(padded), (padded.shape[-1] - length) // hop + 1
+    per_block = max(1, (CPU_BLOCK * torch.get_num_threads() if padded.is_cpu else GPU_BLOCK) // (2 * n_fft))  # frames
     frame_step = math.ceil(n_frames / math.ceil(n_frames / per_block))  # equal blocks, not a small last one
-    return [
-        (slice(clip, clip + clip_step), slice(frame, frame + frame_step))
-        for clip in range(0, n_clips, clip_step)
-        for frame in range(0, n_frames, frame_step)
-    ]
+    for clip in range(0, n_clips, clip_step := max(1, per_block // n_frames)):
+        for first in range(0, n_frames, frame_step):
+            last, last_clip = min(first + frame_step, n_frames), min(clip + clip_step, n_clips) - 1
+            part = slice(clip, clip + clip_step), slice(first * hop, (last - 1) * hop + length)
+            yield slice(clip * n_frames + first, last_clip * n_frames + last), part
 
 
-def _padded_gradient(padded, gradient, window, length, n_fft, hop_length, filters, log):
-    """Gradient with respect to the padded clips, shape as theirs: each block is computed again under autograd."""
-    result = torch.zeros_like(padded)
-    for clips, frames in _blocks(padded.unfold(-1, length, hop_length), 2 * n_fft):
-        block_gradient = gradient[clips, frames]
-        start = frames.start * hop_length
-        samples = slice(start, start + (block_gradient.shape[1] - 1) * hop_length + length)
-        with torch.enable_grad():
-            segment = padded[clips, samples].detach().requires_grad_()
-            products = _spectral_products(segment.unfold(-1, length, hop_length), window.unsqueeze(0), n_fft)
-            (features,) = _features(products, filters, log)
-        result[clips, samples] += torch.autograd.grad(features, segment, block_gradient)[0]
-    return result
+@torch.no_grad()
+def in_blocks(padded: Tensor, windows: Tensor, n_fft: int, hop: int, filters: Any, log: bool) -> list[Tensor]:
+    """features_of, block by block, all in one piece of memory: what a block works on has to stay in the caches."""
+    n_rows = len(padded) * ((padded.shape[-1] - windows.shape[-1]) // hop + 1)
+    n_bands = sum(weights.shape[1] for *_, weights in filters) if filters else n_fft // 2 + 1
+    results, memory = [padded.new_empty(n_rows, n_bands) for _ in windows], padded.new_empty(0)
+    for rows, part in blocks(padded, windows.shape[-1], n_fft, hop):
+        computed = features_of(padded[part], windows, memory, n_fft, hop, filters, log)
+        for result, values in zip(results, computed, strict=True):
+            result[rows] = values
+    return results
 
 
-class _Once(torch.autograd.Function):
-    """The identity on a gradient, with the tensors it came from, that refuses to be differentiated."""
+def tied_features(padded: Tensor, lambd: Tensor, length: int, normalize: bool, *settings: Any) -> Tensor:
+    """features_of padded clips, tied to lambd and to the clips where these need a gradient."""
+    window, derivative = gaussian_window(lambd.detach(), length, normalize)
+    transformed = torch._C._are_functorch_transforms_active()  # by torch.func, which hides what needs a gradient
+    if transformed or (torch.is_grad_enabled() and padded.requires_grad):
+        windows = _Known.apply(window, derivative, lambd).unsqueeze(0)
+        if transformed:
+            return features_of(padded, windows, None, *settings)[0]
+        return _Recomputed.apply(padded, windows, *settings)
+    tracked = torch.is_grad_enabled() and lambd.requires_grad
+    features = in_blocks(padded, torch.stack([window, 2 * derivative] if tracked else [window]), *settings)
+    return _Known.apply(*features, lambd) if tracked else features[0]
+
+
+class _Known(torch.autograd.Function):
+    """Values whose derivative in lambd, shape as theirs, is known; where it is None, asking for it raises."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(lambda values, derivative, lambd: values)
 
     @staticmethod
-    def forward(ctx, gradient, *sources):
-        return gradient.clone()
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_dirty(inputs[0])  # returned itself, not a copy
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx, gradient):
-        raise RuntimeError("DMEL gives first derivatives only: its gradient cannot be differentiated again.")
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        derivative, lambd = ctx.saved_tensors
+        if derivative is None:
+            raise RuntimeError("DMEL has no second derivative in lambd: its first one cannot be differentiated in it.")
+        if torch.is_grad_enabled():  # create_graph=True
+            derivative = _Known.apply(derivative.clone(), None, lambd)
+        return None, None, torch.dot(gradient.flatten(), derivative.flatten())
 
 
-def _transform(x, layer, filters_of, log):
-    """What both layers do: clips, shape = (..., time), to features, shape = (..., bands, time//hop_length + 1)."""
-    lambd, hop_length = layer.lambd, layer.hop_length
-    if not x.is_floating_point() or x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"clips must be floating point of shape (..., time), not {x.dtype} of {tuple(x.shape)}.")
-    if not torch.is_grad_enabled():  # or the derivative would be computed in vain
-        x, lambd = x.detach(), lambd.detach()
-    with torch.autocast(x.device.type, enabled=False):
-        clips = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
-        time = clips.shape[-1]
-        n_fft = fft_size(lambd, time) if layer.optimized else 2 * time
-        length = n_fft if layer.optimized else time
-        # torch.stft pads n_fft/2 zeros on both sides and centres a short window in its frame of n_fft points. A power
-        # spectrum does not depend on where in the frame the window lies, so only the window's own points are taken.
-        left = n_fft // 2 - (n_fft - length) // 2
-        padded = F.pad(clips - clips.mean(dim=-1, keepdim=True), (left, length - left))
-        window = (lambd.to(clips.dtype), length, n_fft, hop_length, layer.normalize_window)
-        features = _BlockwiseFeatures.apply(padded, *window, filters_of(n_fft, clips), log)
-    return features.reshape(*x.shape[:-1], *features.shape[1:]).transpose(-1, -2)
+class _Recomputed(torch.autograd.Function):
+    """Features without a graph: backward computes each block once more."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, windows: Tensor, *settings: Any) -> Tensor:
+        ctx.save_for_backward(padded, windows)
+        ctx.settings = settings
+        return in_blocks(padded, windows, *settings)[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (padded, windows), again = ctx.saved_tensors, torch.is_grad_enabled()
+        of_padded, of_windows = torch.zeros_like(padded), torch.zeros_like(windows)
+        with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
+            for rows, part in blocks(padded, windows.shape[-1], *ctx.settings[:2]):
+                sources = [padded[part], windows] if windows.requires_grad else [padded[part]]
+                (features,) = features_of(sources[0], windows, None, *ctx.settings)
+                of_part, *of_window = torch.autograd.grad(features, sources, gradient[rows], create_graph=again)
+                of_padded[part] += of_part
+                of_windows += sum(of_window)
+        return of_padded, of_windows, *(None for _ in ctx.settings)
 
 
-def _check_layer(hop_length, init_lambd):
-    if hop_length < 1:
-        raise ValueError(f"hop_length must be 1 sample or more, not {hop_length}.")
-    if not math.isfinite(init_lambd):
-        raise ValueError(f"init_lambd must be a finite number of samples, not {init_lambd}.")
+class _FrontEnd(nn.Module):
+    # Stays in float32 where a network is cast to half precision: there λ could not move.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(lambda old: new if (new := fn(old)).itemsize >= 4 else old.to(new.device), recurse)
+
+    def _transform(self: Any, x: Tensor, dtype: torch.dtype, n_fft: int, length: int, rows_of: Any) -> Tensor:
+        """Features of clips x; rows_of computes them from padded clips, shape = (clips · frames, bands)."""
+        with torch.autocast(x.device.type, enabled=False):
+            clips = x.reshape(-1, x.shape[-1]).to(dtype)
+            clips = clips - clips.mean(dim=-1, keepdim=True) if self.remove_mean else clips
+            left = n_fft // 2 - (n_fft - length) // 2  # torch.stft centres a window in its frame of n_fft points
+            rows = rows_of(nn.functional.pad(clips, (left, length - left)))
+        features = rows.reshape(*x.shape[:-1], x.shape[-1] // self.hop_length + 1, rows.shape[-1])
+        return features.transpose(-1, -2).to(x.dtype)
 
 
-class DifferentiableSpectrogram(nn.Module):
+@dataclass(kw_only=True, eq=False, repr=False)
+class DifferentiableSpectrogram(_FrontEnd):
     """Power spectrogram |STFT|² with a trainable Gaussian window.
 
-    Input shape = (..., time), floating point; output shape = (..., n_fft//2 + 1, time//hop_length + 1). Frames are
-    centred, with zeros beyond the clip's ends; the mean of each clip is removed first. Computed in float32, for float64
-    clips in float64. Gradients flow to lambd and to the clips; a second derivative raises RuntimeError.
-
-    hop_length: step between frames, in samples. init_lambd: λ to start from, in samples, any finite number.
-    optimized: False for the whole-signal mode, a window as long as the clip in an FFT of twice that, so that the shape
-    of the output does not depend on λ; True for the adaptive mode, see fft_size.
-    normalize_window: divide the window by sqrt(Σ w²).
-
-    Below λ ≈ 0.5 the window is an impulse and the gradient 0: λ does not leave that range again.
+    Input shape = (..., time), floating point; output shape = (..., n_fft//2 + 1, time//hop_length + 1), of its dtype,
+    computed in float32 or wider. Frames are centred, with zeros beyond the clip's ends. Gradients flow to lambd and the
+    clips, a second one in lambd raises RuntimeError. Below λ ≈ 0.5 the gradient is 0: λ does not leave that range.
     """
 
-    def __init__(self, hop_length, init_lambd, optimized=False, normalize_window=False):
+    hop_length: int  # step between frames, in samples
+    init_lambd: float  # λ to start from, in samples: sample_rate · l / 6 for a window of l seconds
+    optimized: bool = False  # window and FFT size: True: the power of two that fits 6λ; False: the clip's, twice that
+    normalize_window: bool = False  # divide the window by sqrt(Σ w²)
+    remove_mean: bool = True  # of each clip; where they are padded with zeros, subtract it before and pass False
+
+    def __post_init__(self) -> None:
         super().__init__()
-        _check_layer(hop_length, init_lambd)
-        self.hop_length, self.optimized, self.normalize_window = hop_length, optimized, normalize_window
-        self.lambd = nn.Parameter(torch.tensor(float(init_lambd)))
+        if self.hop_length < 1 or not math.isfinite(self.init_lambd):
+            raise ValueError(f"hop_length={self.hop_length} must be 1 or more, init_lambd={self.init_lambd} finite.")
+        if abs(self.init_lambd) < 1:
+            unit = "λ is in samples, sample_rate · seconds / 6"
+            warnings.warn(f"init_lambd={self.init_lambd} is below 1: {unit}.", stacklevel=3 + isinstance(self, DMEL))
+        self.lambd = nn.Parameter(torch.empty((), dtype=torch.promote_types(torch.get_default_dtype(), torch.float32)))
+        self.reset_parameters()
 
-    def forward(self, x):
-        """Power spectrogram of clips x, shapes as above."""
-        return _transform(x, self, lambda n_fft, clips: None, log=False)
+    def reset_parameters(self) -> None:
+        """Sets λ to init_lambd, as is needed after to_empty."""
+        nn.init.constant_(self.lambd, self.init_lambd)
 
-    def extra_repr(self):
-        return f"hop_length={self.hop_length}, lambd={self.lambd.item():.4g}, optimized={self.optimized}"
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of clips x, shapes as above. Raises ValueError where x is no clips or λ not finite."""
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            raise RuntimeError("a trace would keep the FFT size of the present λ: trace layer.frozen() instead.")
+        if not x.is_floating_point() or x.ndim == 0 or x.shape[-1] == 0:
+            raise ValueError(f"clips must be floating point of shape (..., time), not {x.dtype} of {tuple(x.shape)}.")
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        n_fft, length = self._sizes(x.shape[-1])
+        settings = n_fft, self.hop_length, *self._bands(n_fft, MEL_GROUPS, x.device, dtype)
+        window = self.lambd.to(dtype), length, self.normalize_window
+        return self._transform(x, dtype, n_fft, length, lambda padded: tied_features(padded, *window, *settings))
+
+    def frozen(self, n_samples: int | None = None) -> "Frozen":
+        """The layer with the window of the present λ, for export. n_samples: clip length, with optimized=False."""
+        if not self.optimized and n_samples is None:
+            raise ValueError("n_samples is missing: with optimized=False the window is as long as the clips.")
+        return Frozen(self, *self._sizes(n_samples or 2**61))
+
+    def extra_repr(self: Any) -> str:
+        names = [f.name for f in fields(self) if f.name != "init_lambd" and getattr(self, f.name) != f.default]
+        present = "meta" if self.lambd.is_meta else f"{self.lambd.item():.4g}"
+        if isinstance(self, DMEL) and not self.lambd.is_meta:
+            present += f" ({1000 * self.window_length:.4g} ms)"
+        return ", ".join([*(f"{name}={getattr(self, name)!r}" for name in names), f"lambd={present}"])
+
+    def _sizes(self, n_samples: int) -> tuple[int, int]:
+        n_fft = fft_size(self.lambd, n_samples) if self.optimized else 2 * n_samples
+        return n_fft, n_fft if self.optimized else n_samples
+
+    def _bands(self, n_fft: int, n_groups: int, *target: Any) -> tuple[Any, bool]:
+        return None, False
 
 
-class DMEL(nn.Module):
-    """Log-Mel spectrogram with a trainable Gaussian window.
+@dataclass(kw_only=True, eq=False, repr=False)
+class DMEL(DifferentiableSpectrogram):
+    """Log-Mel spectrogram: a DifferentiableSpectrogram and mel filters; output (..., n_mels, time//hop_length + 1)."""
 
-    Input shape = (..., time), floating point; output shape = (..., n_mels, time//hop_length + 1). Frames are centred,
-    with zeros beyond the clip's ends; the mean of each clip is removed first. Computed in float32, for float64 clips in
-    float64. Gradients flow to lambd and to the clips; a second derivative raises RuntimeError.
+    sample_rate: int = field(kw_only=False)  # Hz
+    n_mels: int  # number of filters; those that fall between two bins of a short FFT are empty, their energy is 0
+    f_min: float = 0.0  # Hz
+    f_max: float | None = None  # Hz; None: sample_rate // 2
+    log: bool = True  # ln(mel + 1e-10), not mel itself
+    optimized: bool = True
+    continuous: bool = False  # scale the filters so that log-Mels do not jump by about ln 2 where the FFT size doubles
+    norm: str | None = None  # None or "slaney", as torchaudio's
+    mel_scale: str = "htk"  # "htk" or "slaney", as torchaudio's
 
-    sample_rate: Hz. n_mels: number of HTK mel filters, between f_min and f_max in Hz (default: sample_rate // 2).
-    hop_length: step between frames, in samples.
-    init_lambd: λ to start from, in samples, any finite number; sample_rate · l / 6 for a window of l seconds.
-    normalize_window: divide the window by sqrt(Σ w²). log: True for ln(mel + 1e-10), False for mel itself.
-    optimized: True for the adaptive mode, where window and FFT are the power of two that fits 6λ, see fft_size; False
-    for a window as long as the clip in an FFT of twice that, which costs far more.
-    continuous: scale each filter so that its response to white noise is the same at every FFT size; without it the
-    log-Mel jumps by about ln 2 where the size doubles.
-
-    Filters that fall between two bins of a short FFT are empty: their energy is 0. Below λ ≈ 0.5 the window is an
-    impulse and the gradient 0: λ does not leave that range again.
-    """
-
-    def __init__(
-        self,
-        sample_rate,
-        n_mels,
-        hop_length,
-        init_lambd,
-        f_min=0.0,
-        f_max=None,
-        normalize_window=False,
-        log=True,
-        optimized=True,
-        continuous=False,
-    ):
-        super().__init__()
-        _check_layer(hop_length, init_lambd)
-        if n_mels < 1:
-            raise ValueError(f"n_mels must be 1 or more, not {n_mels}.")
-        f_max = float(sample_rate // 2) if f_max is None else float(f_max)
-        if not 0 <= f_min < f_max:
-            raise ValueError(f"f_min must be at least 0 and below f_max, not {f_min} and {f_max} Hz.")
-        self.sample_rate, self.n_mels, self.hop_length = sample_rate, n_mels, hop_length
-        self.f_min, self.f_max = float(f_min), f_max
-        self.normalize_window, self.log, self.optimized, self.continuous = normalize_window, log, optimized, continuous
-        self.lambd = nn.Parameter(torch.tensor(float(init_lambd)))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        f_max = self.sample_rate // 2 if self.f_max is None else self.f_max
+        if self.n_mels < 1 or not 0 <= self.f_min < f_max <= self.sample_rate / 2:
+            band = f"0 <= f_min={self.f_min} < f_max={f_max} <= sample_rate / 2 = {self.sample_rate / 2:g} Hz"
+            raise ValueError(f"n_mels={self.n_mels} must be 1 or more, and {band}.")
+        if self.norm not in (None, "slaney") or self.mel_scale not in MEL_SCALES:
+            raise ValueError(f"norm={self.norm!r}: None or 'slaney'; mel_scale={self.mel_scale!r}: 'htk' or 'slaney'.")
 
     @property
-    def window_length(self):
+    def window_length(self) -> float:
         """Window length l = 6λ / sample_rate, in seconds."""
         return WINDOW_SIGMAS * abs(self.lambd.item()) / self.sample_rate
 
     @property
-    def n_fft(self):
+    def n_fft(self) -> int:
         """FFT size N of the adaptive mode for the present λ, where the clip is long enough for it."""
         return fft_size(self.lambd)
 
-    def forward(self, x):
-        """Log-Mel spectrogram of clips x, shapes as above."""
-        return _transform(x, self, self._filters, self.log)
+    def _bands(self, n_fft: int, n_groups: int, *target: Any) -> tuple[Any, bool]:
+        bank = self.n_mels, self.sample_rate, self.f_min, self.f_max, self.norm, self.mel_scale
+        return mel_filters(n_fft, self.continuous, n_groups, target, *bank), self.log
 
-    def _filters(self, n_fft, clips):
-        settings = (self.n_mels, self.sample_rate, self.f_min, self.f_max, self.continuous)
-        return mel_filters(n_fft, *settings, clips.dtype, clips.device)
 
-    def extra_repr(self):
-        return (
-            f"sample_rate={self.sample_rate}, n_mels={self.n_mels}, hop_length={self.hop_length}, "
-            f"lambd={self.lambd.item():.4g} ({1000 * self.window_length:.4g} ms)"
-        )
+class Frozen(_FrontEnd):
+    """A layer with a fixed window. Only clips of N/4 samples or fewer differ: the layer itself shortens N for them."""
+
+    def __init__(self, layer: DifferentiableSpectrogram, n_fft: int, length: int) -> None:
+        super().__init__()
+        lambd = layer.lambd.detach()
+        self.hop_length, self.remove_mean, self.sizes = layer.hop_length, layer.remove_mean, (n_fft, length)
+        self.register_buffer("window", gaussian_window(lambd, length, layer.normalize_window)[0].unsqueeze(0))
+        filters, self.log = layer._bands(n_fft, 1, lambd.device, lambd.dtype)
+        self.range, weights = (filters[0][:2], filters[0][2]) if filters else (None, None)
+        self.register_buffer("weights", weights)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Features of clips x, shapes as the layer's."""
+        filters = [(*self.range, self.weights)] if self.range else None
+        settings = self.window, None, self.sizes[0], self.hop_length, filters, self.log
+        return self._transform(x, self.window.dtype, *self.sizes, lambda padded: features_of(padded, *settings)[0])
+
+
+def parameter_groups(network: nn.Module, lr_lambd: float = 1.0) -> list[dict[str, Any]]:
+    """Parameter groups for any optimizer: λ of every layer, at lr_lambd and without weight decay, and all else."""
+    lambds = {id(m.lambd): m.lambd for m in network.modules() if isinstance(m, DifferentiableSpectrogram)}
+    if not lambds:
+        raise ValueError("the network has no layer of dmel.py, so there is no λ to train.")
+    others = [parameter for parameter in network.parameters() if id(parameter) not in lambds]
+    return [{"params": [*lambds.values()], "lr": lr_lambd, "weight_decay": 0.0}, {"params": others}]

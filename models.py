@@ -52,7 +52,7 @@ def power_spectrogram(config):
             f"config: model_name '{config['model_name']}' needs optimized: False, its input cannot change size with λ."
         )
     layer = DifferentiableSpectrogram(
-        config["hop_length"], config["init_lambd"], normalize_window=config["normalize_window"]
+        hop_length=config["hop_length"], init_lambd=config["init_lambd"], normalize_window=config["normalize_window"]
     )
     return layer, config["n_points"] + 1
 
@@ -60,9 +60,9 @@ def power_spectrogram(config):
 def log_mel(config):
     layer = DMEL(
         config["resample_rate"],
-        config["n_mels"],
-        config["hop_length"],
-        config["init_lambd"],
+        n_mels=config["n_mels"],
+        hop_length=config["hop_length"],
+        init_lambd=config["init_lambd"],
         normalize_window=config["normalize_window"],
         log=config["energy_normalize"],
         optimized=config["optimized"],

@@ -154,7 +154,7 @@ def draw_log_mel(axis, trials, clip, lambd):
     keys = ("resample_rate", "n_mels", "hop_length")
     rate, n_mels, hop_length = (int(trials[f"config/{key}"].iloc[0]) for key in keys)
     with torch.no_grad():
-        log_mel = DMEL(rate, n_mels, hop_length, lambd)(torch.from_numpy(clip))
+        log_mel = DMEL(rate, n_mels=n_mels, hop_length=hop_length, init_lambd=lambd)(torch.from_numpy(clip))
     top = log_mel.max().item()
     axis.imshow(
         log_mel,
@@ -180,7 +180,7 @@ def data_example(experiments, args):
         row[0].set_ylabel(f"{CLASSES[label]}\namplitude")
         for axis, factor in zip(row[1:], factors, strict=True):
             with torch.no_grad():
-                power = DifferentiableSpectrogram(1, factor * space["sigma_ref"])(clip)
+                power = DifferentiableSpectrogram(hop_length=1, init_lambd=factor * space["sigma_ref"])(clip)
             axis.imshow(power, origin="lower", aspect="auto", cmap="cividis", extent=(0, len(clip), 0, 0.5))
             if label == 0:
                 axis.set_title(rf"$\lambda$ = {factor:g} $\sigma_{{ref}}$")

@@ -15,6 +15,7 @@ import sys
 import psutil
 import torch
 
+import dmel
 import models
 from datasets import InputError
 
@@ -127,11 +128,8 @@ def prepare(config):
 
 def make_optimizer(net, config):
     """The optimizer with two groups: λ at its own learning rate, all other weights."""
-    groups = [
-        {"params": net.spectrogram_layer.parameters(), "lr": config["lr_tf"]},
-        {"params": net.head.parameters(), "lr": config["lr_model"]},
-    ]
-    return OPTIMIZERS[config["optimizer_name"]](groups, fused=True)
+    groups = dmel.parameter_groups(net, lr_lambd=config["lr_tf"])
+    return OPTIMIZERS[config["optimizer_name"]](groups, lr=config["lr_model"], fused=True)
 
 
 def train_epoch(net, loss_function, optimizer, data, batches):
