@@ -68,6 +68,7 @@ class Project:
         for pattern in ("*.py", "*.sh", "*.txt"):
             for path in ROOT.glob(pattern):
                 shutil.copy(path, folder)
+        shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", dirs_exist_ok=True)
         with open(folder / "search_spaces.py", "a") as file:
             file.write(spaces)
         script = folder / "main.py"
@@ -77,8 +78,8 @@ class Project:
             script.write_text(text)
 
     def run(self, *command, check=True, **environment):
-        """Runs `python script ...` or `sh script ...`; returns the finished process, its output as text."""
-        program = {".py": sys.executable, ".sh": "sh"}[Path(command[0]).suffix]
+        """Runs `python script ...`, `python -m ...` or `sh script ...`; the finished process, its output as text."""
+        program = "sh" if Path(command[0]).suffix == ".sh" else sys.executable
         result = subprocess.run(
             [program, *map(str, command)],
             cwd=self.folder,

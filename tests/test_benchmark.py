@@ -5,11 +5,18 @@ import json
 import pytest
 import torch
 
-from clip_by_clip import ClipByClip
+from benchmarks.clip_by_clip import ClipByClip
+from benchmarks.measure import forward_backward
+from benchmarks.training import count_operators
 from dmel import DMEL, DifferentiableSpectrogram
 
+LAYERS = [
+    DMEL(sample_rate=8000, n_mels=64, hop_length=80, init_lambd=46.7),
+    DifferentiableSpectrogram(hop_length=16, init_lambd=20.0),
+]
 
-@pytest.mark.parametrize("layer", [DMEL(8000, 64, 80, 46.7), DifferentiableSpectrogram(16, 20.0)])
+
+@pytest.mark.parametrize("layer", LAYERS)
 def test_clip_by_clip_computes_the_same(layer):
     clips = torch.randn(3, 2000)
     outputs, gradients = [], []
@@ -21,9 +28,10 @@ def test_clip_by_clip_computes_the_same(layer):
 
 
 def test_sections_run(project, tmp_path):
-    sections = ["layer", "memory", "scaling", "jumps", "epoch", "step", "copies"]
+    sections = ["layer", "memory", "scaling", "jumps", "epoch", "step", "operators", "copies"]
     report = tmp_path / "report.json"
-    result = project.run("benchmark.py", "--tiny", "--output", report, "--experiments", "tiny", "--sections", *sections)
+    flags = ["--tiny", "--output", report, "--experiments", "tiny", "--sections", *sections]
+    result = project.run("-m", "benchmarks", *flags)
     report = json.loads(report.read_text())
     assert list(report["sections"]) == sections
     assert {"versions", "hardware", "threads"} <= report.keys()
@@ -31,12 +39,25 @@ def test_sections_run(project, tmp_path):
         assert section["title"] in result.stdout
         assert section["rows"]
     assert len(report["sections"]["epoch"]["rows"]) == 2
+    for row in report["sections"]["operators"]["rows"]:
+        assert 0 < row["of which the layer"] < row["DMEL"] < row["clip by clip"]
     for row in report["sections"]["copies"]["rows"]:
         assert row["its own memory for it"] < 0.2 * row["data"]
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_operators_are_counted(layer):
+    """The same number again, and for any number of clips; the other way starts some for every clip."""
+    few, many = torch.randn(2, 2000), torch.randn(9, 2000)
+    counts = count_operators(forward_backward(layer, few))
+    assert counts["_fft_r2c"] == 1 and counts.keys().isdisjoint({"view", "detach", "empty_like", "promote_types"})
+    assert counts == count_operators(forward_backward(layer, few)) == count_operators(forward_backward(layer, many))
+    few, many = (count_operators(forward_backward(ClipByClip(layer), clips)) for clips in (few, many))
+    assert many.total() > 4 * few.total()
+
+
 def test_wrong_arguments(project):
-    assert project.run("benchmark.py", "--sections", "speed", check=False).returncode == 2
-    result = project.run("benchmark.py", "--experiments", "nothing", "--sections", "epoch", check=False)
+    assert project.run("-m", "benchmarks", "--sections", "speed", check=False).returncode == 2
+    result = project.run("-m", "benchmarks", "--experiments", "nothing", "--sections", "epoch", check=False)
     assert result.returncode == 1
-    assert result.stderr.startswith("benchmark.py: --name=nothing contains none of the experiments")
+    assert result.stderr.startswith("python -m benchmarks: --name=nothing contains none of the experiments")

@@ -1,4 +1,4 @@
-"""The sections of benchmark.py that run trials through Ray."""
+"""The sections that run trials through Ray."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from ray import tune
 import datasets
 import main
 import search_spaces
+from benchmarks.measure import recordings_of
 
 
 def start(args):
@@ -73,15 +74,6 @@ def grid(args):
                 "one epoch of all, s": per_epoch,
                 f"{args.epochs} epochs of all, minutes": per_epoch * args.epochs / 60,
             }
-
-
-def recordings_of(space, args):
-    """Recordings of a search space; --complete repeats them up to the number of the complete dataset."""
-    recordings = datasets.recordings_of(space, args.data_dir)
-    if recordings is None or not args.complete:
-        return recordings
-    repeated = np.arange(datasets.DATASETS[space["dataset_name"]].n_recordings) % len(recordings.clips)
-    return datasets.Recordings(*(array[repeated] for array in recordings))
 
 
 def complete_data(name, args, folder):

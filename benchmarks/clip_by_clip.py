@@ -1,4 +1,4 @@
-"""What benchmark.py compares with: the original software's way, every clip alone.
+"""What the sections compare with: the original software's way, every clip alone.
 
 A plain STFT under autograd, with a mel filter bank built for each clip; an epoch takes single clips out of a DataLoader
 with two worker processes and copies the features of every batch to the CPU's memory.
@@ -11,7 +11,7 @@ import torchaudio
 from torch import nn
 
 import train
-from dmel import fft_size
+from dmel import DMEL, fft_size
 
 
 class ClipByClip(nn.Module):
@@ -19,35 +19,40 @@ class ClipByClip(nn.Module):
 
     def __init__(self, layer):
         super().__init__()
-        self.settings, self.lambd = vars(layer), layer.lambd
+        self.layer, self.lambd = layer, layer.lambd
 
     def forward(self, clips):
         return torch.stack([self.one(clip) for clip in clips])
 
     def one(self, clip):
-        has_filters = "n_mels" in self.settings
+        layer, has_filters = self.layer, isinstance(self.layer, DMEL)
         length = fft_size(self.lambd, len(clip)) if has_filters else len(clip)
         n_fft = length if has_filters else 2 * length
         n = torch.arange(length, device=clip.device)
         window = torch.exp(-(((n - length / 2) / self.lambd) ** 2) / 2)
-        hop_length = self.settings["hop_length"]
         spectrum = torch.stft(
-            clip - clip.mean(), n_fft, hop_length, length, window, pad_mode="constant", return_complex=True
+            clip - clip.mean(), n_fft, layer.hop_length, length, window, pad_mode="constant", return_complex=True
         )
         power = spectrum.abs().square()
         if not has_filters:
             return power
-        settings = [self.settings[key] for key in ("f_min", "f_max", "n_mels", "sample_rate")]
-        filters = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, *settings)
+        filters = torchaudio.functional.melscale_fbanks(
+            n_fft // 2 + 1, layer.f_min, layer.f_max or layer.sample_rate // 2, layer.n_mels, layer.sample_rate
+        )
         return torch.log(filters.to(clip.device).t() @ power + 1e-10)
 
 
-def clip_by_clip_epoch(config, data):
-    """Seconds of an epoch, training and validation."""
+def prepare(config):
+    """train.prepare, with the layer put in that goes clip by clip."""
     net, loss_function, device = train.prepare(config)
     net.to(memory_format=torch.contiguous_format)
     net.spectrogram_layer = ClipByClip(net.spectrogram_layer)
-    net.to(device)
+    return net, loss_function, device
+
+
+def epoch_seconds(config, data):
+    """Seconds of an epoch, training and validation."""
+    net, loss_function, device = prepare(config)
     optimizer = train.make_optimizer(net, config)
     start = time.perf_counter()
     for training in (True, False):

@@ -1,0 +1,1 @@
+"""Measurements of the layer, the epochs and the grid: python -m benchmarks."""

@@ -1,0 +1,73 @@
+"""Measures the layer, the epochs and the grid beside the usual way of doing the same, in one run on one machine.
+
+    python -m benchmarks                                                  # layer, memory, epoch: about a minute
+    python -m benchmarks --sections scaling jumps                         # the layer as the work grows, and λ
+    python -m benchmarks --sections epoch --experiments audio_mnist esc50 --data_dir=data
+    python -m benchmarks --sections operators                             # of a training step: the same everywhere
+    python -m benchmarks --sections start copies grid                     # trials through Ray
+    python -m benchmarks --sections layer step epoch grid --experiments audio_mnist esc50 --complete     # on a GPU
+
+To be run from the repository root. Prints Markdown tables; --output names a JSON file for the same, with versions and
+hardware. Times are medians after a warm-up, the compared ones taken in turns; compare only numbers of one run. "Clip by
+clip" stands in for the original software, see clip_by_clip.py. Epochs are training and validation, with λ held at its
+initial value. All of them keep freed memory for later, as trials of main.py do (main.MEMORY).
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+import main
+from benchmarks import layer, training, trials
+from datasets import InputError
+from results import provenance, write_whole
+
+PROGRAM = "python -m benchmarks"
+SECTIONS = {section.__name__: section for section in (*layer.SECTIONS, *training.SECTIONS, *trials.SECTIONS)}
+
+
+def markdown(title, rows):
+    def text(value):
+        return str(value) if not isinstance(value, float) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+    cells = [list(rows[0]), ["---" for _ in rows[0]], *([text(value) for value in row.values()] for row in rows)]
+    return f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def run():
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure the layer, the epochs and the grid.")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["layer", "memory", "epoch"])
+    parser.add_argument("--experiments", nargs="+", default=["time_frequency"], help="for epoch and grid")
+    parser.add_argument("--data_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
+    parser.add_argument("--complete", action="store_true", help="repeat recordings up to the complete dataset's number")
+    parser.add_argument("--epochs", type=int, default=300, help="epochs of a trial, to project a grid's time (300)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="to try it out: small sizes, numbers without meaning")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device=cuda: there is no CUDA device here.")
+    command = ["-m", "benchmarks", *sys.argv[1:]]
+    if not main.MEMORY.items() <= os.environ.items():  # it holds from the start of a process: all ways are measured so
+        os.execve(sys.executable, [sys.executable, *command], os.environ | main.MEMORY | {"PYTHONWARNINGS": "ignore"})
+    report = {**provenance(), "command": shlex.join(["python", *command]), "device": args.device}
+    report |= {"threads": torch.get_num_threads(), "sections": {}}
+    for name in args.sections:
+        title = SECTIONS[name].__doc__
+        rows = list(SECTIONS[name](args))
+        print(markdown(title, rows), flush=True)
+        report["sections"][name] = {"title": title, "rows": rows}
+        if args.output:
+            write_whole(args.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        run()
+    except InputError as error:
+        sys.exit(f"{PROGRAM}: {error}")

@@ -1,0 +1,134 @@
+"""The sections that measure the layer alone."""
+
+import functools
+from pathlib import Path
+
+import psutil
+import torch
+import torchaudio
+
+import search_spaces
+from benchmarks.clip_by_clip import ClipByClip
+from benchmarks.measure import forward_backward, fresh_process, medians
+from datasets import SAMPLE_RATE
+from dmel import CPU_BLOCK, DMEL, WINDOW_SIGMAS
+
+HOP_LENGTH, N_MELS = 80, 64
+SETTINGS = {"sample_rate": SAMPLE_RATE, "n_mels": N_MELS, "hop_length": HOP_LENGTH}
+
+
+def layer(args):
+    """Layer, 32 clips of 5 s, forward and backward in λ, ms"""
+    for seconds in search_spaces.WINDOW_SECONDS:
+        clips = torch.randn(2 if args.tiny else 32, 5 * SAMPLE_RATE, device=args.device)
+        dmel = make_layer(seconds, args.device)
+        library = torchaudio.transforms.MelSpectrogram(
+            SAMPLE_RATE, n_fft=dmel.n_fft, hop_length=HOP_LENGTH, n_mels=N_MELS
+        ).to(args.device)
+        n_ffts = 2 * len(clips) * (clips.shape[1] // HOP_LENGTH + 1)
+        block = torch.randn(max(1, min(n_ffts, CPU_BLOCK // dmel.n_fft)), dmel.n_fft, device=args.device)
+        ours, standin, forward, ffts = medians(
+            args,
+            forward_backward(dmel, clips),
+            forward_backward(ClipByClip(dmel), clips),
+            functools.partial(library, clips),
+            functools.partial(ffts_of, block, n_ffts // len(block)),
+        )
+        yield {
+            "window": f"{1000 * seconds:.0f} ms (FFT {dmel.n_fft})",
+            "DMEL": ours,
+            "clip by clip": standin,
+            "ratio": f"{standin / ours:.1f}×",
+            "torchaudio, forward alone": forward,
+            "its ratio": f"{forward / ours:.2f}×",
+            "the FFTs alone": ffts,
+        }
+
+
+def ffts_of(block, n_blocks):
+    for _ in range(n_blocks):
+        torch.fft.rfft(block)
+
+
+def make_layer(seconds, device):
+    return DMEL(**SETTINGS, init_lambd=SAMPLE_RATE * seconds / WINDOW_SIGMAS).to(device)
+
+
+def memory(args):
+    """Memory of forward and backward beyond input and output, 32 clips of 5 s, window 300 ms"""
+    for name, of_clips in (("DMEL", False), ("clip by clip", False), ("DMEL", True)):
+        with fresh_process() as pool:  # where nothing is left over from before
+            n_bytes = pool.submit(extra_memory, name, of_clips, 2 if args.tiny else 32, args.device).result()
+        yield {"way": name, "gradient of": "λ and the clips" if of_clips else "λ", "MiB": n_bytes / 2**20}
+
+
+def extra_memory(name, of_clips, n_clips, device):
+    dmel = make_layer(0.300, device)
+    way = dmel if name == "DMEL" else ClipByClip(dmel)
+    # Libraries load and threads start here; on a short clip, as memory that it frees is not counted when used again.
+    features = way(torch.randn(1, SAMPLE_RATE // 2, device=device, requires_grad=of_clips))
+    features.backward(torch.randn_like(features))
+    clips = torch.randn(n_clips, 5 * SAMPLE_RATE, device=device, requires_grad=of_clips)
+    upstream = torch.randn(N_MELS, clips.shape[1] // HOP_LENGTH + 1, device=device).expand(n_clips, -1, -1)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew
+        before = psutil.Process().memory_info().rss
+    features = way(clips)
+    features.backward(upstream)
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        status = Path("/proc/self/status").read_text()
+        peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return peak - before - features.nbytes - (clips.grad.nbytes if of_clips else 0)
+
+
+def scaling(args):
+    """Layer, forward and backward, as the work grows"""
+    n_clips, clip_seconds, window = (4, 1, 0.035) if args.tiny else (16, 5, 0.035)
+    grids = [
+        [(n_clips * factor, clip_seconds, window) for factor in (1, 2, 4, 8)],
+        [(n_clips, clip_seconds * factor, window) for factor in (1, 2, 4, 8)],
+        [(n_clips, clip_seconds, seconds) for seconds in (0.010, 0.035, 0.070, 0.150, 0.300, 0.600)],
+    ]
+    for n, length, seconds in [cell for grid in grids for cell in grid]:
+        dmel = make_layer(seconds, args.device)
+        clips = torch.randn(n, length * SAMPLE_RATE, device=args.device)
+        (ours,) = medians(args, forward_backward(dmel, clips))
+        samples = n * (length * SAMPLE_RATE // HOP_LENGTH + 1) * dmel.n_fft
+        yield {
+            "clips": n,
+            "seconds": length,
+            "window": f"{1000 * seconds:.0f} ms (FFT {dmel.n_fft})",
+            "ms": ours,
+            "ns per sample of a frame": 1e6 * ours / samples,
+        }
+
+
+@torch.no_grad()
+def jumps(args):
+    """Change of the log-Mel where the FFT size doubles: white noise, pure tones in the band where they are strongest"""
+    time_axis = torch.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
+    noise = torch.randn(2 if args.tiny else 64, len(time_axis))
+    tones = torch.sin(2 * torch.pi * torch.linspace(60, 3900, 97)[:, None] * time_axis)
+    for n_fft in (128, 256, 512, 1024):
+        doubling = (n_fft + 1) / WINDOW_SIGMAS
+        for continuous in (False, True):
+            layers = [DMEL(**SETTINGS, init_lambd=doubling + side * 1e-3, continuous=continuous) for side in (-1, 1)]
+            of_bands = (layers[1](noise) - layers[0](noise)).mean(dim=(0, 2))
+            before, after = (way(tones).mean(dim=2) for way in layers)
+            of_tones = (after - before).gather(1, before.argmax(dim=1, keepdim=True))
+            yield {
+                "λ": f"{doubling:.2f}",
+                "FFT": f"{n_fft} to {2 * n_fft}",
+                "continuous": str(continuous),
+                "noise, mean over bands": f"{of_bands.mean():.3f}",
+                "noise, largest of a band": f"{of_bands.abs().max():.3f}",
+                "tones, largest": f"{of_tones.abs().max():.3f}",
+            }
+
+
+SECTIONS = (layer, memory, scaling, jumps)

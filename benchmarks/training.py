@@ -1,0 +1,138 @@
+"""The sections that measure training: epochs, and single steps."""
+
+import collections
+import functools
+import itertools
+import statistics
+import time
+from unittest import mock
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import datasets
+import dmel
+import main
+import search_spaces
+import train
+from benchmarks import clip_by_clip
+from benchmarks.measure import forward_backward, fresh_process, medians, recordings_of
+
+PRECISIONS = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"bf16": True}}
+
+
+def epoch(args):
+    """An epoch, s; the first one also warms up and computes the features of a fixed window"""
+    for name in args.experiments:
+        is_slow = args.device == "cpu" and "esc50" in name  # a minute an epoch, whatever the window
+        space = main.select_search_space(name)(2 if args.tiny or is_slow else 4)
+        windows = space["init_lambd"]["grid_search"][: 1 if is_slow or args.tiny else None]
+        with fresh_process() as pool:
+            for trainable, lambd in itertools.product((True, False), windows):
+                config = {**space, "trainable": trainable, "init_lambd": lambd, "seed": 0, "lr_tf": 0.0}
+                config["device"] = args.device
+                first, *ours = pool.submit(epoch_times, config, args).result()
+                standin = pool.submit(clip_by_clip_times, config, args).result()
+                ours, standin = statistics.median(ours), statistics.median(standin)
+                yield {
+                    "experiment": name,
+                    "window": "trainable" if trainable else "fixed",
+                    "λ": lambd,
+                    "DMEL": ours,
+                    "first epoch": first,
+                    "clip by clip": standin,
+                    "ratio": f"{standin / ours:.1f}×",
+                }
+
+
+def epoch_times(config, args):
+    data = datasets.load(config, recordings_of(config, args))
+    times = [time.perf_counter()]
+    train.train(config, data, lambda metrics, snapshot: times.append(time.perf_counter()))
+    return np.diff(times).tolist()
+
+
+def clip_by_clip_times(config, args):
+    data = datasets.load(config, recordings_of(config, args))
+    return [clip_by_clip.epoch_seconds(config, data) for _ in range(config["max_epochs"] // 2)]
+
+
+def step(args):
+    """A training step of panns_cnn6 on 32 clips of 5 s, window 35 ms, and the layer alone, ms"""
+    for precision, keys in PRECISIONS.items():
+        config = {**search_spaces.esc50(1), "init_lambd": 46.7, "trainable": True, "lr_tf": 0.0, **keys}
+        config["device"] = args.device
+        clips = torch.randn(2 if args.tiny else config["batch_size"], config["n_points"], device=args.device)
+        net, *others = train.prepare(config)
+        whole, alone = medians(
+            args, step_of(config, clips, net, *others), forward_backward(net.spectrogram_layer, clips)
+        )
+        yield {"precision": precision, "step": whole, "layer": alone, "part": f"{100 * alone / whole:.1f} %"}
+
+
+def step_of(config, clips, net, loss_function, device):
+    """A call that makes one training step on all of the clips."""
+    indices = torch.arange(len(clips), device=device)
+    data = datasets.Data(clips, indices % datasets.n_classes(config["dataset_name"]), {})
+    optimizer = train.make_optimizer(net, config)
+    return functools.partial(train.train_epoch, net, loss_function, optimizer, data, [indices])
+
+
+def operators(args):
+    """Operators that one training step starts, window trained, on one batch; views and allocations left out"""
+    for space in (search_spaces.time_frequency, search_spaces.audio_mnist, search_spaces.esc50):
+        config = {**space(1), "trainable": True, "lr_tf": 0.0, "device": "cpu"}  # the same on every machine
+        config["init_lambd"] = config["init_lambd"]["grid_search"][1]
+        clips = torch.randn(2 if args.tiny else config["batch_size"], config["n_points"])
+        net, *others = train.prepare(config)
+        ours, layer, standin = (
+            count_operators(function).total()
+            for function in (
+                step_of(config, clips, net, *others),
+                forward_backward(net.spectrogram_layer, clips),
+                step_of(config, clips, *clip_by_clip.prepare(config)),
+            )
+        )
+        yield {
+            "experiment": config["dataset_name"],
+            "clips": len(clips),
+            "DMEL": ours,
+            "of which the layer": layer,
+            "clip by clip": standin,
+            "ratio": f"{standin / ours:.0f}×",
+        }
+
+
+def count_operators(function):
+    """Counter, by name, of the operators that a second call starts: the first one fills caches and optimizer state.
+
+    The frames of a batch are one block, as on a GPU.
+    """
+    with mock.patch.object(dmel, "CPU_BLOCK", dmel.GPU_BLOCK):
+        function()
+        with OperatorCounter() as counter:
+            function()
+    return counter.counts
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators that compute or copy, about the kernels that a GPU would start.
+
+    Left out are views, detach and _unsafe_view among them, allocations, and what neither takes nor returns a tensor.
+    Reading a number out of a tensor (_local_scalar_dense) counts: it is a copy that the host waits for.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        is_view = operator.is_view or torch.Tag.inplace_view in operator.tags or name == "_unsafe_view"
+        if not is_view and "empty" not in name and "Tensor" in str(operator._schema):
+            self.counts[name] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+SECTIONS = (epoch, step, operators)
