@@ -1,0 +1,308 @@
+"""The layer in other projects: torch.func, half precision, meta device, copies, several processes, Lightning."""
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import distributed, nn
+from torch.func import functional_call, grad, jacrev, vmap
+from torch.nn.parallel import DistributedDataParallel
+
+import dmel
+from dmel import DMEL, DifferentiableSpectrogram, parameter_groups
+
+
+def small_dmel(lambd=7.3, **arguments):
+    return DMEL(1000, n_mels=6, hop_length=20, init_lambd=lambd, **arguments)
+
+
+def small_network(layer=None):
+    torch.manual_seed(0)
+    return nn.Sequential(layer or small_dmel(), nn.Flatten(), nn.Linear(6 * 16, 4))
+
+
+@pytest.fixture
+def functions():
+    """(layer, λ, clips, a loss of λ and one clip, its gradients in both by ordinary autograd, clip by clip)."""
+    layer = small_dmel().double()
+    lambd, clips = layer.lambd.detach().clone(), torch.randn(3, 300, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(6, 16, dtype=torch.float64)
+
+    def loss(lambd, clip):
+        return (functional_call(layer, {"lambd": lambd}, (clip,)) * upstream).sum()
+
+    expected = [torch.autograd.grad((layer(clip) * upstream).sum(), (layer.lambd, clips)) for clip in clips]
+    in_lambd, in_clips = torch.stack([pair[0] for pair in expected]), sum(pair[1] for pair in expected)
+    dmel.mel_filters.cache_clear()
+    return layer, lambd, clips.detach(), loss, in_lambd, in_clips
+
+
+TRANSFORMS = {  # each gives the derivative of every clip's loss, in λ or in the clips
+    "grad": lambda lambd, clips, loss: torch.stack([grad(loss)(lambd, clip) for clip in clips]),
+    "per sample": lambda lambd, clips, loss: vmap(grad(loss), (None, 0))(lambd, clips),
+    "jacrev": lambda lambd, clips, loss: jacrev(lambda lambd: vmap(loss, (None, 0))(lambd, clips))(lambd),
+    "grad of vmap": lambda lambd, clips, loss: torch.stack(
+        [grad(lambda value, i=i: vmap(loss, (None, 0))(value, clips)[i])(lambd) for i in range(len(clips))]
+    ),
+    "per sample, clips": lambda lambd, clips, loss: vmap(grad(loss, argnums=1), (None, 0))(lambd, clips),
+    "grad of vmap, clips": lambda lambd, clips, loss: grad(lambda x: vmap(loss, (None, 0))(lambd, x).sum())(clips),
+    "jacrev, clips": lambda lambd, clips, loss: torch.stack([jacrev(loss, argnums=1)(lambd, clip) for clip in clips]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_torch_func_equals_autograd(functions, transform):
+    layer, lambd, clips, loss, in_lambd, in_clips = functions
+    expected = in_clips if "clips" in transform else in_lambd
+    torch.testing.assert_close(TRANSFORMS[transform](lambd, clips, loss), expected)
+    cached = dmel.mel_filters(64, False, dmel.MEL_GROUPS, (lambd.device, lambd.dtype), 6, 1000, 0.0, None, None, "htk")
+    assert dmel.mel_filters.cache_info().hits > 0
+    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(weights) for _, _, weights in cached)
+    clips.requires_grad_()
+    loss_of_all = sum(loss(layer.lambd, clip) for clip in clips)
+    gradients = torch.autograd.grad(loss_of_all, (layer.lambd, clips))
+    torch.testing.assert_close(gradients, (in_lambd.sum(), in_clips))
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_vmap_over_clips(functions, context):
+    layer, _, clips, _, _, _ = functions
+    with context():
+        features = vmap(layer)(clips)
+    torch.testing.assert_close(features.clone(), layer(clips), rtol=1e-12, atol=1e-12)
+    assert features.requires_grad == (context is torch.enable_grad)
+
+
+def test_jacobian_of_the_features(functions):
+    layer, _, clips, _, _, _ = functions
+    jacobian = jacrev(lambda lambd: functional_call(layer, {"lambd": lambd}, (clips[0],)))(layer.lambd.detach())
+    upstream = torch.randn(6, 16, dtype=torch.float64)
+    (expected,) = torch.autograd.grad((layer(clips[0]) * upstream).sum(), layer.lambd)
+    torch.testing.assert_close((jacobian * upstream).sum(), expected)
+
+
+def test_torch_func_refusals(functions):
+    _, lambd, clips, loss, _, _ = functions
+    with pytest.raises(RuntimeError, match="no second derivative in lambd"):
+        grad(grad(loss))(lambd, clips[0])
+    with pytest.raises(NotImplementedError, match="forward mode AD"):
+        torch.func.jvp(lambda lambd: loss(lambd, clips[0]), (lambd,), (lambd,))
+    with pytest.raises(RuntimeError, match=r"\.item\(\)"):
+        vmap(loss, (0, None))(lambd.expand(2), clips[0])
+
+
+NARROW = {
+    "half": lambda network: network.half(),
+    "bfloat16": lambda network: network.bfloat16(),
+    "to": lambda network: network.to(torch.float16),
+    "to device and dtype": lambda network: network.to("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("way", NARROW)
+def test_lambda_is_not_rounded(way):
+    network = NARROW[way](small_network(small_dmel(46.7)))
+    assert network[0].lambd.dtype == torch.float32 and network[0].lambd.item() == torch.tensor(46.7).item()
+    narrow = network[2].weight.dtype
+    assert narrow in (torch.float16, torch.bfloat16)
+    clips = torch.randn(2, 300)
+    features = network[0](clips.to(narrow))
+    assert features.dtype == narrow
+    torch.testing.assert_close(features, network[0](clips.to(narrow).float()).to(narrow), rtol=0, atol=0)
+    assert network.double()[0].lambd.dtype == torch.float64
+
+
+def test_lambda_is_not_rounded_under_a_narrow_default():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layer = small_dmel(46.7)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert layer.lambd.dtype == torch.float32 and layer.lambd.item() == torch.tensor(46.7).item()
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_lambda_trains_in_a_bfloat16_network(narrow):
+    network, clips = small_network(small_dmel(46.7)).to(narrow), torch.randn(4, 300).to(narrow)
+    layer = network[0]
+    assert (torch.tensor(46.7).bfloat16() - 0.01).bfloat16() == torch.tensor(46.7).bfloat16()  # lost in bfloat16
+    optimizer = torch.optim.Adam([{"params": [layer.lambd], "lr": 0.01}])
+    for _ in range(5):
+        before = layer.lambd.item()
+        optimizer.zero_grad()
+        network(clips).float().square().mean().backward()
+        optimizer.step()
+        assert 0.001 < abs(layer.lambd.item() - before) < 0.02
+    assert network[2].weight.grad.dtype == narrow and network[2].weight.grad.abs().sum() > 0
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        network = small_network()
+    assert network[0].lambd.is_meta and "lambd=meta" in repr(network) and network.half()[0].lambd.dtype == torch.float32
+    clips, fresh = torch.randn(2, 300), small_dmel()
+    network.to_empty(device="cpu")
+    with torch.no_grad():
+        network[0].lambd.fill_(1e3)  # whatever the memory held
+    network[0].reset_parameters()
+    torch.testing.assert_close(network[0](clips), fresh(clips), rtol=0, atol=0)
+    with torch.device("meta"):
+        network = small_network()
+    network.load_state_dict(small_network().state_dict(), assign=True)
+    torch.testing.assert_close(network(clips), small_network()(clips), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", [small_dmel(norm="slaney"), DifferentiableSpectrogram(hop_length=20, init_lambd=7.3)])
+def test_copies_and_pickles(layer, tmp_path):
+    clips = torch.randn(2, 300)
+    with torch.no_grad():
+        layer.lambd.fill_(8.9)
+    torch.save(layer, tmp_path / "whole.pt")
+    torch.save(layer.state_dict(), tmp_path / "state.pt")
+    restored = copy.deepcopy(layer)
+    restored.reset_parameters()
+    assert not torch.allclose(restored(clips), layer(clips))
+    restored.load_state_dict(torch.load(tmp_path / "state.pt"))
+    whole = torch.load(tmp_path / "whole.pt", weights_only=False)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), whole, restored):
+        torch.testing.assert_close(other(clips), layer(clips), rtol=0, atol=0)
+        assert repr(other) == repr(layer) and other.lambd is not layer.lambd
+
+
+def test_zero_padded_batch():
+    layer, clips = small_dmel(remove_mean=False), [torch.randn(300) + 1, torch.randn(220) - 2]
+    centred = [clip - clip.mean() for clip in clips]
+    features = layer(nn.utils.rnn.pad_sequence(centred, batch_first=True))
+    for whole, clip in zip(features, clips, strict=True):
+        alone = small_dmel()(clip)
+        torch.testing.assert_close(whole[:, : alone.shape[1]], alone, rtol=1e-4, atol=1e-4)
+    careless = small_dmel()(nn.utils.rnn.pad_sequence(clips, batch_first=True))
+    assert not torch.allclose(careless[1, :, :12], small_dmel()(clips[1]), atol=0.1)
+
+
+def loss_of(network, clips):
+    return network(clips).square().mean()
+
+
+def in_two_processes(rank, folder, recommended):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    clips = torch.randn(8, 300, generator=torch.Generator().manual_seed(1))
+    halves, single, alone = clips.chunk(2), small_network(), []
+    loss_of(single, clips).backward()
+    expected = single[0].lambd.grad
+    for half in halves:
+        (gradient,) = torch.autograd.grad(loss_of(single, half), single[0].lambd)
+        alone.append(gradient)
+    assert not torch.isclose(alone[0], alone[1], rtol=1e-2)
+    torch.testing.assert_close((alone[0] + alone[1]) / 2, expected)
+
+    parallel = DistributedDataParallel(small_network())
+    loss_of(parallel, halves[rank]).backward()
+    torch.testing.assert_close(parallel.module[0].lambd.grad, expected)
+
+    network = small_network()
+    scope = {"torch": torch, "nn": nn, "parameter_groups": parameter_groups, "layer": network[0], "head": network[1:]}
+    exec(recommended, scope)
+    sharded, optimizer = scope["network"], scope["optimizer"]
+    loss_of(sharded, halves[rank]).backward()
+    torch.testing.assert_close(network[0].lambd.grad, expected)
+    weight = scope["head"][1].weight
+    assert weight.to_local().shape[0] == 2  # half of the head's rows in each process
+    torch.testing.assert_close(weight.grad.full_tensor(), single[2].weight.grad)
+    optimizer.step()
+    expected_lambd = 7.3 - torch.sign(expected)  # Adam's first step is the learning rate of λ
+    torch.testing.assert_close(network[0].lambd.detach(), expected_lambd, rtol=0, atol=1e-3)
+
+    whole, ignoring = small_network(), small_network()
+    try:
+        scope["fully_shard"](whole)
+        raise AssertionError("scalar parameters work now: the page says otherwise")
+    except ValueError as error:
+        assert "scalar" in str(error)
+    scope["fully_shard"](ignoring, ignored_params={ignoring[0].lambd})
+    loss_of(ignoring, halves[rank]).backward()
+    torch.testing.assert_close(ignoring[0].lambd.grad, alone[rank])  # not reduced
+    distributed.all_reduce(ignoring[0].lambd.grad)
+    torch.testing.assert_close(ignoring[0].lambd.grad / 2, expected)
+    distributed.destroy_process_group()
+
+
+def test_two_processes(tmp_path):
+    (recommended,) = re.findall(r"```python\n(# fsdp\n.*?)```", (ROOT / "docs" / "layer.md").read_text(), re.DOTALL)
+    torch.multiprocessing.spawn(in_two_processes, (str(tmp_path), recommended), nprocs=2)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's
+def test_lightning(tmp_path):
+    import pytorch_lightning
+
+    class Classifier(pytorch_lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head, self.lambds = small_dmel(46.7), nn.Sequential(nn.Flatten(), nn.Linear(96, 4)), []
+
+        def training_step(self, batch, _):
+            self.lambds.append(self.layer.lambd.item())
+            self.log("window_ms", 1000 * self.layer.window_length)
+            return nn.functional.cross_entropy(self.head(self.layer(batch[0])), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(parameter_groups(self, lr_lambd=0.5), lr=1e-4)
+
+    module = Classifier()
+    data = torch.utils.data.TensorDataset(torch.randn(8, 300), torch.arange(8) % 4)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pytorch_lightning.Trainer(max_steps=4, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
+    assert len(module.lambds) == 4
+    assert abs(module.lambds[1] - module.lambds[0]) == pytest.approx(0.5, abs=1e-3)
+    assert trainer.callback_metrics["window_ms"].item() == pytest.approx(6 * module.lambds[-1], rel=1e-6)  # at 1 kHz
+    assert not list(tmp_path.iterdir())
+
+
+class Several(nn.Module):
+    """A network with two layers, one of them under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = small_dmel(7.3), DifferentiableSpectrogram(hop_length=20, init_lambd=9.1)
+        self.again, self.head = self.first, nn.Linear(3, 4)
+
+
+OPTIMIZERS = [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD]
+
+
+@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+def test_parameter_groups(optimizer_class):
+    network = Several()
+    decay = {} if optimizer_class is torch.optim.AdamW else {"weight_decay": 0.01}
+    optimizer = optimizer_class(parameter_groups(network, lr_lambd=0.5), lr=0.1, **decay)
+    lambds, others = (group["params"] for group in optimizer.param_groups)
+    assert lambds == [network.first.lambd, network.second.lambd] and others == [network.head.weight, network.head.bias]
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    for _ in range(100):  # without gradient λ stays, what is under weight decay does not
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    assert (network.first.lambd.item(), network.second.lambd.item()) == (before[0].item(), before[1].item())
+    assert network.head.weight.abs().sum() < 0.96 * before[2].abs().sum()
+
+    optimizer = optimizer_class(parameter_groups(network, lr_lambd=0.5), lr=0.1, weight_decay=0.0)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for parameter, old, step in zip(network.parameters(), before, (0.5, 0.5, 0.1, 0.1), strict=True):
+        torch.testing.assert_close(old - parameter.detach(), torch.full_like(old, step), rtol=1e-4, atol=1e-6)
+
+
+def test_parameter_groups_by_default_and_without_a_layer():
+    lambds, _ = parameter_groups(small_network())
+    assert (lambds["lr"], lambds["weight_decay"]) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="no layer"):
+        parameter_groups(nn.Linear(3, 4))
