@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from config import InputError, require
 from pulses import draw_pulses
 
 PULSES_CLASSES = 3  # of time_frequency
@@ -44,10 +45,6 @@ AUDIO_MNIST_SPEAKERS = {
 # fmt: on
 ESC50_FOLDS = {"train": [1, 2, 3], "valid": [4], "test": [5]}
 ESC50_CLASSES, ESC50_ALL_FOLDS = 50, range(1, 6)
-
-
-class InputError(ValueError):
-    """Something that the user gave is wrong; the message says what, where and what to do."""
 
 
 class Dataset(NamedTuple):
@@ -68,6 +65,7 @@ class Recordings(NamedTuple):
     clips: np.ndarray  # (n, n_points) float32
     labels: np.ndarray  # (n,) int64
     groups: np.ndarray  # (n,) int64: speaker of audio_mnist, fold of esc50
+    identity: str = "x"
 
 
 class Data(NamedTuple):
@@ -95,6 +93,17 @@ def load(config, recordings=None):
     with warnings.catch_warnings():  # arrays out of a cache file or Ray's object store are read-only, and only read
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return Data(torch.from_numpy(recordings.clips), torch.from_numpy(recordings.labels), splits)
+
+
+def check(config):
+    """Raises InputError where a config's dataset is unknown or lacks keys."""
+    name = config["dataset_name"]
+    if name == "time_frequency":
+        require(config, name, "n_samples", "noise_std", "sigma_ref", "center_offset")
+    elif name not in DATASETS:
+        raise InputError(f"config: dataset_name '{name}' is not one of time_frequency, {', '.join(DATASETS)}.")
+    else:
+        require(config, name, "resample_rate")
 
 
 def recordings_of(config, data_dir):
