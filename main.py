@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,11 +40,10 @@ from results import Damaged, Experiment, Plan, code, first_line, provenance, scr
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 SAVING_SHARE = 0.02  # of a trial's time that writing its state may take
-MAX_FAILURES = 3  # times that a failed trial starts again from its state: its worker or its machine may have died
+SYNC_SECONDS = 10  # between updates of Ray's log in a folder of results; all of it is written anew
 SOME_FAILED = 3  # exit code
-REPORT_SECONDS = 10  # between console tables
 PARAMETER_COLUMNS = ["init_lambd", "trainable", "model_name", "seed"]
-FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "seed": 0, "cpus_per_trial": 1, "gpus_per_trial": 0}
+FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "cpus_per_trial": 1}  # of all others 0
 METRIC_COLUMNS = ["loss", "valid_loss", "valid_acc", "best_valid_acc", "lambd_est", "training_iteration"]
 
 
@@ -76,7 +76,7 @@ def train_trials(experiment, plan, is_longer, done, args):
         logs = f"ray/{time.strftime('%Y%m%d-%H%M%S')}"
         settings = {"save_seconds": args.save_seconds, "code": code(), "logs": f"{experiment.address}/{logs}"}
         trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, settings=settings)
-        errors = fit(tune.with_resources(trial, choose_resources(args)), list(configs.values()), experiment, logs)
+        errors = fit(tune.with_resources(trial, choose_resources(args)), list(configs.values()), experiment, logs, args)
     missing = configs.keys() - set(experiment.finished(plan))
     if missing and not errors:
         raise InputError("interrupted: the same command continues.")
@@ -99,12 +99,14 @@ def parse_args():
     parser.add_argument(
         "--save_seconds", type=float, default=10, help="work that an interruption may cost a trial (10)"
     )
+    parser.add_argument("--report_seconds", type=float, default=10, help="between tables on the console (10)")
+    parser.add_argument("--max_failures", type=int, default=3, help="times that a failed trial starts again (3)")
     parser.add_argument("--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)")
     parser.add_argument("--restart", action="store_true", help="move the experiment's old results aside and start anew")
     args = parser.parse_args()
-    for flag, minimum in FLAG_MINIMUM.items():
-        value = getattr(args, flag)
-        if value is not None and not value >= minimum:
+    for flag, value in vars(args).items():
+        minimum = FLAG_MINIMUM.get(flag, 0)
+        if isinstance(value, (int, float)) and not value >= minimum:
             raise InputError(f"--{flag}={value:g} must be {minimum} or more.")
     return args
 
@@ -163,26 +165,25 @@ def warn_of_edits(plan):
 @contextlib.contextmanager
 def cluster(address=None):
     """A private Ray cluster on this machine, or that at an address, for as long as it lasts."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, which ends Ray Tune in order
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-    prefix = f"dmel-{os.getuid()}-"
-    remove_left_folders(prefix)
-    folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")  # that only this user can enter
+    folder = tempfile.mkdtemp(prefix="dmel-")  # that only this user can enter
+    guard = subprocess.Popen(["sh", "-c", CLEAN_UP, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
         (start_private if address is None else join)(address, folder)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, which ends Ray Tune in order
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        guard.communicate()
 
 
-def remove_left_folders(prefix):
-    """Removes the folders of clusters whose main.py was killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*-*"):
-        if not Path("/proc", folder.name.removeprefix(prefix).split("-")[0]).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
+# Waits for the end of main.py, however it comes, and leaves neither processes that have files in its folder nor this.
+CLEAN_UP = """
+exec 2>/dev/null
+read -r _
+find /proc/[0-9]*/fd -lname "$1/*" | cut -d / -f 3 | sort -u | grep -vx "$PPID" | xargs -r kill -9
+rm -rf "$1"
+"""
 RAY_OPTIONS = {"log_to_driver": False, "logging_level": "error"}
 
 
@@ -231,13 +232,13 @@ def look_for_plan(experiment):
         return plan and plan.checksum
 
 
-def fit(trial, configs, experiment, logs):
+def fit(trial, configs, experiment, logs, args):
     """Has Ray Tune run a trial of each config and log to a folder of the experiment; returns what failed ones say."""
     storage, failures = experiment.storage, Failures()
     reporter = tune.CLIReporter(
         parameter_columns={f"config/{key}": key for key in PARAMETER_COLUMNS},
         metric_columns=METRIC_COLUMNS,
-        max_report_frequency=REPORT_SECONDS,
+        max_report_frequency=args.report_seconds,
         max_progress_rows=50,
     )
     tuner = tune.Tuner(
@@ -256,8 +257,9 @@ def fit(trial, configs, experiment, logs):
             storage_filesystem=storage.filesystem,
             progress_reporter=reporter,
             callbacks=[failures],
+            sync_config=tune.SyncConfig(sync_period=SYNC_SECONDS if storage.is_local else 30 * SYNC_SECONDS),
             verbose=1,
-            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=tune.FailureConfig(max_failures=args.max_failures),
         ),
     )
     try:
