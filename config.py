@@ -47,7 +47,6 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     max_epochs: Count = Field(description="epochs at most")
     patience: Count = Field(description="epochs without a lower validation loss after which a trial ends")
     device: str = Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="cuda:0 or cpu; without a CUDA device the CPU")
-    seed: int = Field(ge=0, lt=2**63, description="given by main.py: --seed for the first run, one more for the next")
 
     # Needed by the mel_ networks and panns_cnn6, the first one by all recordings.
     resample_rate: int | None = Field(None, ge=2, le=10**6, description="sample rate of the clips, Hz")
@@ -61,6 +60,7 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     center_offset: bool | None = Field(None, description="displace the pulses at random in time and frequency")
 
     # Options.
+    seed: int = Field(0, ge=0, lt=2**63, description="given by main.py: --seed for the first run, then one more each")
     split: Any = Field(None, description="a name in DATASETS of datasets.py, or groups: {'train': [1], 'valid': …}")
     augment: bool = Field(False, description="SpecAugment in panns_cnn6")
     pretrained: bool = Field(False, description="start panns_cnn6 from the published AudioSet weights")
@@ -167,10 +167,10 @@ def draw(space, seed):
     for key in ("dataset_name", "resample_rate", "n_points"):
         if isinstance(space.get(key), dict) or hasattr(space.get(key), "sample"):
             raise InputError(f"config: {key} must be one value: a search space works on one set of clips.")
+    if {"grid_search": []} in space.values():
+        raise InputError("config: a grid_search of the search space is empty.")
     random = np.random.RandomState(seed % 2**32)
     configs = [plain({**cell, "seed": seed}) for _, cell in generate_variants(space, random_state=random)]
-    if not configs:
-        raise InputError("config: a grid_search of the search space is empty.")
     for config in configs:
         if config.get("pretrained") is True and isinstance(config.get("checkpoint_path"), str):
             config["checkpoint_path"] = os.path.abspath(config["checkpoint_path"])  # trials run in a folder of Ray's

@@ -11,6 +11,7 @@ import shlex
 
 from config import InputError, run
 from results import EPOCHS, RECORD, TABLE, Experiment, Storage
+from summary import read_table
 
 LEFT_OUT = ["logdir", "hostname", "node_ip", "pid"]
 FOLDER_FLAGS = ("--ray_root_dir", "--data_dir")
@@ -24,7 +25,7 @@ def main():
     args = parser.parse_args()
     experiment, kept = Experiment(args.ray_results_dir, args.dataset_name), Storage(args.output_dir)
     name = args.dataset_name
-    trials = experiment.storage.read_table(TABLE.format(name), index_col=0)
+    trials = read_table(experiment.storage, TABLE.format(name), {}, index_col=0)
     epochs = experiment.storage.read(EPOCHS.format(name))
     plan = experiment.read_plan()
     if plan is None or trials is None or epochs is None:

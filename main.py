@@ -128,13 +128,13 @@ def extend(plan, space, args, experiment):
         )
     planned = {seed for batch in plan.batches for seed in batch["seeds"]}
     seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
-    configs = [config for seed in seeds for config in draw(space, seed)]
-    for config in configs:
+    added = {trial_key(config): config for seed in seeds for config in draw(space, seed)}
+    for config in added.values():
         train.check(config)
-    if configs:
-        plan.batches.append({"seeds": seeds, "n_trials": len(configs), **provenance()})
-        plan.trials.update({trial_key(config): config for config in configs})
-    return plan, bool(configs)
+    if added:
+        plan.batches.append({"seeds": seeds, "n_trials": len(added), **provenance()})
+        plan.trials.update(added)
+    return plan, bool(added)
 
 
 def load_recordings(plan, args):

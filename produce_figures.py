@@ -58,8 +58,8 @@ def main():
     experiments = {}
     for name in experiment_names(storage):
         trials, _ = read_experiment(storage, name)
-        epochs = read_epochs(storage, name)
-        if trials is not None and epochs is not None:
+        epochs = None if trials is None else read_epochs(storage, name, trials)
+        if epochs is not None:
             experiments[name] = (add_epochs(trials, epochs), epochs)
     for name in args.figures:
         with plt.rc_context(STYLE):

@@ -53,7 +53,7 @@ def main():
             if name in EXPERIMENTS or started:
                 print(f"% {name}: no results yet\n")
             continue
-        epochs = read_epochs(storage, name)
+        epochs = read_epochs(storage, name, trials)
         experiments[name] = trials = trials if epochs is None else add_epochs(trials, epochs)
         unfinished = f", of {started}: the others failed or are not finished" if started > len(trials) else ""
         print(f"% {name}: {len(trials)} trials{unfinished}")

@@ -30,7 +30,6 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import filelock
-import pandas as pd
 import pydantic
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
@@ -226,11 +225,6 @@ class Storage:
             return None
         with self.filesystem.open_input_stream(self.path(name)) as stream:
             return stream.read()
-
-    def read_table(self, name, **options):
-        """A CSV file as a DataFrame, None where there is none; options: those of pandas.read_csv."""
-        content = self.read(name)
-        return None if content is None else pd.read_csv(io.BytesIO(content), **options)
 
     def write(self, name, content):
         """Replaces a file, whole; content: bytes or text."""

@@ -1,5 +1,6 @@
 """Statistics of the results in RAY_RESULTS_DIR, for produce_tables.py and produce_figures.py."""
 
+import io
 import json
 import re
 from typing import NamedTuple
@@ -10,11 +11,23 @@ import scipy.stats
 
 from config import InputError
 from dmel import WINDOW_SIGMAS
-from results import EPOCHS, RECORD, TABLE
+from results import EPOCHS, RECORD, TABLE, first_line
 
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by main.py --restart
-COLUMNS = ["config/init_lambd", "config/trainable", "config/model_name", "best_lambd_est", "test_accuracy"]
+FRACTION, POSITIVE, NUMBER = (0, 1), (1e-9, 1e9), (-1e9, 1e9)
+COLUMNS = {  # of NAME.csv: limits of its numbers, None where it holds something else
+    "config/init_lambd": POSITIVE,
+    "config/trainable": None,
+    "config/model_name": None,
+    "best_lambd_est": NUMBER,
+    "test_accuracy": FRACTION,
+}
+OPTIONAL = {f"config/{key}": POSITIVE for key in ("resample_rate", "max_epochs", "sigma_ref")} | {
+    "config/seed": (0, 2**63)
+}
+EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": NUMBER, "seconds": (0, 1e9)}
+REMEDY = "make it again with predict_test.py"
 SETTLED = 0.1  # λ has settled where it stays within this part of its last value
 STILL_MOVING = 0.1  # and has not where it left that range as late as in this last part of the epochs
 
@@ -50,19 +63,17 @@ def read_experiment(storage, name):
     cell: number of the initial window, equal ones to within 1e-6. accuracy: percent. seed: of the run. window: trained
     length as tables tell it, init_window: initial length, see in_samples.
     """
-    place = f"{storage.address}/{TABLE.format(name)}"
-    record = storage.read(RECORD.format(name))
-    started = sum(batch["n_trials"] for batch in json.loads(record)["batches"]) if record else 0
-    try:
-        trials = storage.read_table(TABLE.format(name), index_col=0)
-    except ValueError as error:
-        raise InputError(f"{place} cannot be read ({error}): make it again with predict_test.py.") from None
+    started = n_started(storage, name)
+    trials = read_table(storage, TABLE.format(name), COLUMNS, index_col=0)
     if trials is None:
         return None, started
-    missing = [column for column in COLUMNS if column not in trials]
-    if missing or trials.empty:
-        what = f"lacks the columns {', '.join(missing)}" if missing else "has no trial"
-        raise InputError(f"{place} {what}: make it again with predict_test.py.")
+    place = f"{storage.address}/{TABLE.format(name)}"
+    if not trials["config/trainable"].isin([True, False]).all():
+        raise InputError(f"{place}: a value in column config/trainable is not True or False: {REMEDY}.")
+    told_apart = [column for column in trials if column.startswith("config/")] if "config/seed" in trials else []
+    for columns in filter(None, (told_apart, ["trial_id"] if "trial_id" in trials else [])):
+        if len(twice := np.flatnonzero(trials.duplicated(columns))):
+            raise InputError(f"{place}: line {twice[0] + 2} holds a trial that stands above already: {REMEDY}.")
     init = trials["config/init_lambd"].sort_values()
     trials["cell"] = ((init - init.shift()) > 1e-6 * init).cumsum()
     trials["accuracy"] = 100 * trials["test_accuracy"]
@@ -71,6 +82,46 @@ def read_experiment(storage, name):
     trials["window"] = unit * trials["best_lambd_est"].abs()
     trials["init_window"] = unit * trials["config/init_lambd"]
     return trials.sort_values(["config/init_lambd", "seed"]), max(started, len(trials))
+
+
+def n_started(storage, name):
+    """Number of trials that an experiment was begun with, 0 where no plan is there."""
+    try:
+        record = storage.read(RECORD.format(name))
+        return sum(batch["n_trials"] for batch in json.loads(record)["batches"]) if record else 0
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        place = f"{storage.address}/{RECORD.format(name)}"
+        raise InputError(f"{place} cannot be read ({first_line(error)}): restore it.") from None
+
+
+def read_table(storage, name, columns, **options):
+    """A CSV file with at least these columns, None where there is no file; InputError where a number is none.
+
+    columns: limits of the numbers of each, None where it holds something else. options: those of pandas.read_csv.
+    """
+    place = f"{storage.address}/{name}"
+    try:
+        content = storage.read(name)
+        table = None if content is None else pd.read_csv(io.BytesIO(content), **options)
+    except (OSError, ValueError) as error:  # of pandas too
+        raise InputError(f"{place} cannot be read ({first_line(error)}): {REMEDY}.") from None
+    if table is None:
+        return None
+    missing = [column for column in columns if column not in table]
+    if missing or table.empty or not content.endswith(b"\n"):
+        lacks = f"lacks the columns {', '.join(missing)}" if missing else "is cut off or has no line"
+        raise InputError(f"{place} {lacks}: {REMEDY}.")
+    optional = {
+        column: limits for column, limits in OPTIONAL.items() if column in table and table[column].notna().any()
+    }
+    for column, limits in (columns | optional).items():
+        numbers = pd.to_numeric(table[column], errors="coerce") if limits else table[column].notna()
+        low, high = limits or (True, True)
+        if len(wrong := np.flatnonzero(~numbers.between(low, high))):
+            value, line = table[column].iloc[wrong[0]], wrong[0] + 2
+            allowed = f" is no number from {low:g} to {high:g}" if limits else " is nothing"
+            raise InputError(f"{place}: line {line}, column {column}: {value!r:.80}{allowed}: {REMEDY}.")
+    return table
 
 
 def experiment_names(storage):
@@ -105,9 +156,17 @@ def paired(first, second, column):
     return (means[0] - means[1]).dropna()
 
 
-def read_epochs(storage, name):
+def read_epochs(storage, name, trials):
     """Table with trial (index of NAME.csv), epoch, lambd and seconds, one row per epoch; None where there is none."""
-    return storage.read_table(EPOCHS.format(name))
+    epochs = read_table(storage, EPOCHS.format(name), EPOCH_COLUMNS)
+    if epochs is None:
+        return None
+    last = epochs.groupby("trial")["epoch"].agg(["min", "max", "size", "nunique"])
+    is_whole = (last["min"] == 1) & (last["max"] == last["size"]) & (last["size"] == last["nunique"])
+    if sorted(last.index) != sorted(trials.index) or not is_whole.all():
+        place = f"{storage.address}/{EPOCHS.format(name)}"
+        raise InputError(f"{place} does not hold every epoch of every trial of {TABLE.format(name)} once: {REMEDY}.")
+    return epochs
 
 
 def settling_epoch(lambds):

@@ -1,17 +1,24 @@
 """main.py, predict_test.py and produce_tables.py as a user runs them, through real Ray."""
 
-import glob
+import contextlib
 import json
 import os
+import pickle
 import re
+import shutil
+import subprocess
 import sys
+import time
+import urllib.request
 
 import pandas as pd
 import pytest
+from conftest import Project
+from test_plan import ORIGINAL, Bomb
 
 import main
 import search_spaces
-from datasets import InputError
+from config import InputError
 
 ORIGINAL_COLUMNS = {
     *["loss", "valid_loss", "valid_acc", "best_valid_acc", "best_valid_loss", "lambd_est", "best_lambd_est", "energy"],
@@ -27,10 +34,11 @@ def read_table(project, name="tiny"):
     return pd.read_csv(project.folder / "ray_results" / name / f"{name}.csv", index_col=0)
 
 
-def test_grid_is_trained_tested_and_tabulated(project):
-    output = train_tiny(project).stdout
+def test_grid_is_trained_tested_and_tabulated(project, tmp_path):
+    output = train_tiny(project, HOME=tmp_path).stdout
+    assert list(tmp_path.iterdir()) == []  # no token of Ray's in the home
     assert "No CUDA device: training on the CPU" in output
-    for column in ("init_lambd", "trainable", "model_name", *main.METRIC_COLUMNS):
+    for column in (*main.PARAMETER_COLUMNS, *main.METRIC_COLUMNS):
         assert column in output
     assert "Number of trials: 4/4" in output
 
@@ -43,7 +51,9 @@ def test_grid_is_trained_tested_and_tabulated(project):
     assert set(trials["training_iteration"]) == {2}
     baseline = trials[~trials["config/trainable"]]
     assert (baseline["best_lambd_est"] - baseline["config/init_lambd"]).abs().max() < 1e-5
-    assert all(os.path.isdir(folder) for folder in trials["logdir"])
+    for folder, loss in zip(trials["logdir"], trials["loss"], strict=True):  # for TensorBoard
+        assert any(name.startswith("events.out.tfevents") for name in os.listdir(folder))
+        assert pd.read_csv(os.path.join(folder, "progress.csv"))["loss"].tolist()[-1] == loss
 
     epochs = pd.read_csv(project.folder / "ray_results" / "tiny" / "epochs.csv")
     assert epochs["epoch"].tolist() == [1, 2] * 4 and epochs["trial"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -68,35 +78,65 @@ def test_grid_is_trained_tested_and_tabulated(project):
     assert project.run("produce_tables.py", "--ray_results_dir=results").stdout == tables
 
 
-def test_finished_experiment_is_left_alone_and_runs_are_added(project):
+def test_finished_experiment_is_left_alone(project):
     train_tiny(project)
-    finished_files = {path: os.stat(path).st_mtime_ns for path in progress_files(project, "tiny")}
-    assert "all trials are finished" in train_tiny(project).stdout
-    assert "Number of trials: 4/4" in train_tiny(project, "--num_samples=2").stdout
-    files = {path: os.stat(path).st_mtime_ns for path in progress_files(project, "tiny")}
-    assert files.items() >= finished_files.items() and len(files) == 8
-    project.run("predict_test.py", "--dataset_name=tiny")
-    trials = read_table(project)
-    assert (
-        trials.groupby(["config/init_lambd", "config/trainable"])["config/seed"].apply(sorted).tolist() == [[0, 1]] * 4
-    )
-
-    record = json.loads((project.folder / "ray_results" / "tiny" / "experiment.json").read_text())
-    assert [batch["seeds"] for batch in record["batches"]] == [[0], [1]]
-    for batch in record["batches"]:
-        assert "main.py --name=tiny" in batch["command"] and batch["versions"]["torch"].startswith("2.11.0")
-        assert batch["hardware"]["cpu_cores"] == os.cpu_count() and batch["git_commit"]
-
+    folder = project.folder / "ray_results" / "tiny"
+    shutil.rmtree(folder / "ray")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    result = train_tiny(project, PYTHONPATH=folder)  # Ray is not even started
+    assert result.stdout == f"tiny: all trials are finished, in {folder}\n"
+    assert before == {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
+    }
     refused = train_tiny(project, "--max_epochs=3", check=False)
-    assert refused.returncode != 0
-    assert refused.stderr.strip().count("\n") == 0
+    assert refused.returncode == 1 and refused.stderr.strip().count("\n") == 0
     assert "max_epochs: 2 there, 3 now" in refused.stderr and "tiny_2" in refused.stderr
 
 
-def progress_files(project, name):
-    return glob.glob(str(project.folder / "ray_results" / name / "seeds_*" / "*" / "progress.csv"))
+@pytest.mark.slow
+def test_runs_are_added(project):
+    train_tiny(project)
+    assert "Number of trials: 4/4" in train_tiny(project, "--num_samples=2").stdout
+    project.run("predict_test.py", "--dataset_name=tiny")
+    trials = read_table(project)
+    seeds = trials.groupby(["config/init_lambd", "config/trainable"])["config/seed"].apply(sorted)
+    assert seeds.tolist() == [[0, 1]] * 4
+    plan = json.loads((project.folder / "ray_results" / "tiny" / "experiment.json").read_text())
+    assert [batch["seeds"] for batch in plan["batches"]] == [[0], [1]]
+    for batch in plan["batches"]:
+        assert "main.py --name=tiny" in batch["command"] and batch["versions"]["torch"].startswith("2.11.0")
+        assert batch["hardware"]["cpu_cores"] == os.cpu_count() and batch["git_commit"] and batch["n_trials"] == 4
 
 
+@pytest.mark.slow
+def test_nothing_of_a_results_folder_runs(project):
+    """With a pickle planted in every file there, each script says a sentence, and a new start trains them anew."""
+    train_tiny(project)
+    project.run("predict_test.py", "--dataset_name=tiny")
+    copy = project.folder / "planted"
+    shutil.copytree(project.folder / "ray_results" / "tiny", copy / "tiny")
+    plan = (copy / "tiny" / "experiment.json").read_text()
+    for path in copy.rglob("*"):
+        if path.is_file():
+            path.write_bytes(pickle.dumps(Bomb()))
+    commands = {
+        "main.py": ["--name=tiny", "--max_epochs=2", f"--ray_root_dir={copy}"],
+        "predict_test.py": ["--dataset_name=tiny", f"--ray_results_dir={copy}"],
+        "produce_tables.py": [f"--ray_results_dir={copy}"],
+        "produce_figures.py": [f"--ray_results_dir={copy}", "--output_dir=planted_figures"],
+    }
+    for script, arguments in commands.items():
+        result = project.run(script, *arguments, check=False)
+        assert result.returncode == 1 and "unpickled" not in result.stdout + result.stderr, script
+        assert result.stderr.startswith(f"{script}: {copy}") and result.stderr.strip().count("\n") == 0
+    (copy / "tiny" / "experiment.json").write_text(plan)
+    result = project.run("predict_test.py", *commands["predict_test.py"], check=False)
+    assert result.stderr.count("is damaged") == 4 and "no finished trial" in result.stderr.splitlines()[-1]
+    result = project.run("main.py", *commands["main.py"])
+    assert result.stderr.count("that trial is trained anew") == 4 and "all trials are finished" in result.stdout
+
+
+@pytest.mark.slow
 def test_random_search_space_by_a_name_that_contains_it(project):
     project.run("main.py", "--name=my_tiny_uniform_3", "--max_epochs=1", "--num_samples=2")
     project.run("predict_test.py", "--dataset_name=my_tiny_uniform_3")
@@ -107,17 +147,58 @@ def test_random_search_space_by_a_name_that_contains_it(project):
     assert "% my_tiny_uniform_3: 4 trials" in project.run("produce_tables.py").stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "space"),
-    [
-        ("esc50", "esc50"),
-        ("audio_mnist_run2", "audio_mnist"),
-        ("my_time_frequency", "time_frequency"),
-        ("esc50_or_audio_mnist", "audio_mnist"),
-    ],
-)
-def test_names_select_search_spaces(name, space):
-    assert main.select_search_space(name) is getattr(search_spaces, space)
+@pytest.mark.slow
+def test_search_spaces_of_the_original_run_unchanged(tmp_path):
+    project = Project(tmp_path / "project")
+    (project.folder / "search_spaces.py").write_text(ORIGINAL)
+    project.run("main.py", "--name=time_frequency", "--max_epochs=1")
+    project.run("predict_test.py", "--dataset_name=time_frequency")
+    assert "% time_frequency: 6 trials" in project.run("produce_tables.py").stdout
+    output = project.run("produce_figures.py").stdout
+    assert all((project.folder / "figures" / f"{name}.png").exists() for name in ("data_example", "convergence"))
+    assert "dmel: skipped" in output
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """URI of a folder on an S3 server on this machine, and the environment to reach it."""
+    port = 20000 + os.getpid() % 20000
+    server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/lab", method="PUT")
+                urllib.request.urlopen(request)
+                break
+            time.sleep(0.1)
+        keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_EC2_METADATA_DISABLED": "true"}
+        yield f"s3://lab/results?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1", keys
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_results_on_s3_from_training_to_tables(project, bucket):
+    uri, keys = bucket
+    flags = ["--max_epochs=1", f"--ray_root_dir={uri}"]
+    failing = project.run("main.py", "--name=tiny_failing", *flags, check=False, **keys)
+    assert failing.returncode == 3 and "FloatingPointError" in failing.stderr
+    project.run("main.py", "--name=tiny", *flags, **keys)
+    again = project.run("main.py", "--name=tiny", *flags, **keys).stdout
+    assert again == "tiny: all trials are finished, in s3://lab/results/tiny\n"
+    outputs = [
+        project.run("predict_test.py", f"--dataset_name={name}", f"--ray_results_dir={uri}", **keys)
+        for name in ("tiny", "tiny_failing")
+    ]
+    assert "left out of 2 trials: 1 failed, 0 not finished" in outputs[1].stdout
+    tables = project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
+    assert "% tiny: 4 trials" in tables and "% tiny_failing: 1 trials, of 2: the others failed" in tables
+    restarted = project.run("main.py", "--name=tiny", *flags, "--restart", **keys).stdout
+    aside = re.search(r"what was there is now (\S+)", restarted)[1]
+    kept = project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
+    assert aside not in kept and "% tiny: no results yet" in kept
 
 
 WRONG = {
@@ -125,7 +206,9 @@ WRONG = {
     "no epochs": (["--name=esc50", "--max_epochs=0"], r"--max_epochs=0 must be 1 or more"),
     "no runs": (["--name=esc50", "--num_samples=0"], r"--num_samples=0 must be 1 or more"),
     "missing data": (["--name=esc50", "--data_dir=nowhere"], r"no recordings in 'nowhere.*download_data"),
-    "results folder": (["--name=time_frequency", "--ray_root_dir=file"], r"cannot write .*--ray_root_dir"),
+    "results folder": (["--name=time_frequency", "--ray_root_dir=file"], r"cannot write .*file/time_frequency"),
+    "results URI": (["--name=time_frequency", "--ray_root_dir=s9://x"], r"cannot use 's9://x' for results"),
+    "no name": (["--name=../time_frequency"], r"'../time_frequency' cannot be the name of an experiment"),
     "too many CPUs": (["--name=time_frequency", "--cpus_per_trial=999"], r"--cpus_per_trial=999 cannot be met"),
     "no GPU": (["--name=time_frequency", "--gpus_per_trial=0.25"], r"--gpus_per_trial=0.25 cannot be met"),
 }
@@ -143,31 +226,6 @@ def test_wrong_arguments_are_one_sentence(case, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message) as error:
         main.main()
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lr": 1e-3}, "unknown key lr; known are dataset_name"),
-        ({"model_name": "resnet"}, "model_name 'resnet' is not one of linear_net"),
-        ({"model_name": search_spaces.tune.grid_search(["linear_net", "resnet"])}, "model_name 'resnet'"),
-        ({"dataset_name": "time"}, "dataset_name 'time' is not one of"),
-        ({"n_points": search_spaces.tune.choice([64, 128])}, "n_points must be one value"),
-    ],
-)
-def test_wrong_search_spaces_are_refused_before_training(changes, message):
-    with pytest.raises(InputError, match=message):
-        main.check_search_space(search_spaces.time_frequency(1) | changes)
-
-
-def test_description_of_a_search_space_tells_domains_apart():
-    tune = search_spaces.tune
-    domains = [tune.uniform(1, 2), tune.uniform(1, 3), tune.loguniform(1, 2), tune.choice([1, 2]), tune.randint(1, 2)]
-    domains += [tune.randn(0, 1), tune.randn(0, 2), tune.quniform(1, 2, 0.5), tune.quniform(1, 2, 0.1)]
-    domains += [tune.sample_from(lambda spec: 1)]
-    described = [json.dumps(main.describe({"key": domain})) for domain in domains]
-    assert len(set(described)) == len(domains)
-    assert described == [json.dumps(main.describe({"key": domain})) for domain in domains]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from conftest import shared
 
 import models
 import search_spaces
-from datasets import InputError, n_classes
+from config import InputError
+from datasets import n_classes
 from dmel import DMEL, DifferentiableSpectrogram
 
 SPECTROGRAM_MODELS = ("linear_net", "bn_linear_net", "mlp_net", "conv_net")

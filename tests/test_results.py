@@ -1,15 +1,22 @@
 """Statistics, tables and figures, from results made up so that the answers are known."""
 
 import json
+import os
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import summary
 from complexity import cost_ratio
+from config import InputError
 from results import Storage
+
+EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", "100"))
 
 BASELINE = {10.0: 0.60, 35.0: 0.70, 300.0: 0.65}  # test accuracy by initial window, ms
 DMEL = {10.0: 0.68, 35.0: 0.70, 300.0: 0.64}
@@ -75,7 +82,7 @@ def test_seconds_are_free_of_the_start_and_paired_by_run(tmp_path):
     write_experiment(tmp_path)
     storage = Storage(tmp_path)
     trials, started = summary.read_experiment(storage, "audio_mnist")
-    trials = summary.add_epochs(trials, summary.read_epochs(storage, "audio_mnist"))
+    trials = summary.add_epochs(trials, summary.read_epochs(storage, "audio_mnist", trials))
     assert started == 30 and set(trials["epochs"]) == {100}
     assert summary.fixed_runs(trials).tolist() == pytest.approx([3.0] * 5)
     assert trials.loc[trials["config/trainable"], "settled"].between(30, 40).all()
@@ -133,10 +140,11 @@ def test_figures_are_drawn_or_said_to_be_skipped(project, tmp_path):
         tmp_path / "figures",
     ]
     output = project.run("produce_figures.py", *flags).stdout
-    drawn = ("data_example", "accuracy", "convergence", "time_complexity")
+    drawn = ("accuracy", "convergence", "time_complexity")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")
     }
+    assert "data_example: skipped: there are no results of time_frequency" in output
     for name in ("dmel", "before_after"):
         assert f"{name}: skipped: audio_mnist: no recordings in" in output
     for path in (tmp_path / "figures").glob("*.png"):
@@ -153,3 +161,85 @@ def test_cost_model_of_the_paper():
         (40000 / 80 * walked * np.log(walked)).sum() / (15 * 40000 * np.log(160))
     )
     assert cost_ratio(0.300, 59, 0.9999) < 1 < cost_ratio(0.300, 1, 0.9999)
+
+
+DAMAGED = {
+    "text in an accuracy": (
+        lambda table: table.replace(",0.68,0.68,", ",0.68,good,", 1),
+        r"line 2, column test_accuracy: 'good'",
+    ),
+    "no accuracy": (lambda table: table.replace(",0.68,0.68,", ",0.68,,", 1), r"line 2, column test_accuracy: .*nan"),
+    "accuracy in percent": (
+        lambda table: table.replace(",0.68,0.68,", ",0.68,68.0,", 1),
+        r"68.0\)? is no number from 0 to 1",
+    ),
+    "no λ": (lambda table: table.replace("\n0,-160.0", "\n0,"), r"line 2, column best_lambd_est"),
+    "infinite λ": (lambda table: table.replace("\n0,-160.0", "\n0,inf"), r"line 2, column best_lambd_est"),
+    "text in trainable": (lambda table: table.replace("True", "yes", 1), r"config/trainable is not True or False"),
+    "text in a seed": (lambda table: table.replace(",True,1,", ",True,one,", 1), r"line 3, column config/seed: 'one'"),
+    "a trial twice": (lambda table: table + table.splitlines()[1] + "\n", r"line 32 holds a trial that stands above"),
+    "cut off in a line": (lambda table: table[:-3], r"cut off"),
+    "cut off in a number": (lambda table: table[:-40] + "\n", r"line 31, column \S+: nan is"),
+    "empty": (lambda table: "", r"cannot be read"),
+    "no column": (lambda table: table.replace("test_accuracy", "accuracy"), r"lacks the columns test_accuracy"),
+    "bytes": (lambda table: b"\x80\x04" + table.encode(), r"cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_tables_are_told_by_line_and_column(tmp_path, case):
+    write_experiment(tmp_path)
+    damage, message = DAMAGED[case]
+    path = tmp_path / "audio_mnist" / "audio_mnist.csv"
+    before, after = path.read_text(), damage(path.read_text())
+    assert after != before
+    path.write_bytes(after if isinstance(after, bytes) else after.encode())
+    with pytest.raises(InputError, match=rf"audio_mnist\.csv.*{message}.*make it again with predict_test") as error:
+        summary.read_experiment(Storage(tmp_path), "audio_mnist")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda table: table.replace("\n0,3,", "\n0,2,"), "does not hold every epoch of every trial"),
+        (lambda table: "\n".join(table.splitlines()[:-1]) + "\n", "does not hold every epoch of every trial|"),
+        (lambda table: table[: len(table) // 2], "cut off|does not hold|line"),
+        (lambda table: table.replace("\n0,3,", "\n0,x,"), "line 4, column epoch: 'x'"),
+        (lambda table: table.replace("\n0,", "\n99,"), "does not hold every epoch of every trial"),
+        (lambda table: "", "cannot be read"),
+    ],
+)
+def test_damaged_epochs_are_told(tmp_path, damage, message):
+    write_experiment(tmp_path)
+    trials, _ = summary.read_experiment(Storage(tmp_path), "audio_mnist")
+    path = tmp_path / "audio_mnist" / "epochs.csv"
+    path.write_text(damage(path.read_text()))
+    try:
+        summary.read_epochs(Storage(tmp_path), "audio_mnist", trials)
+    except InputError as error:
+        assert re.search(message, str(error)) and "epochs.csv" in str(error) and "\n" not in str(error)
+    else:
+        assert message.endswith("|")  # a trial that ended an epoch sooner is one
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data())
+def test_mutated_tables_are_numbers_or_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("tables")
+    write_experiment(folder, n_runs=2)
+    path = folder / "audio_mnist" / "audio_mnist.csv"
+    content = bytearray(path.read_bytes())
+    start = data.draw(st.integers(0, len(content) - 1))
+    end = data.draw(st.integers(start, min(len(content), start + 40)))
+    content[start:end] = data.draw(
+        st.binary(max_size=6) | st.text(',\n"0123456789.einfa-T', max_size=8).map(str.encode)
+    )
+    path.write_bytes(bytes(content))
+    try:
+        trials, _ = summary.read_experiment(Storage(folder), "audio_mnist")
+    except InputError as error:
+        assert "audio_mnist.csv" in str(error) and "\n" not in str(error)
+    else:
+        assert trials["accuracy"].between(0, 100).all() and np.isfinite(trials["window"]).all()
+        assert not trials.duplicated(["config/model_name", "cell", "config/trainable", "seed"]).any()

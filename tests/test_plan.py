@@ -1,0 +1,347 @@
+"""What an experiment leaves in its folder: the plan and the trials, whole or refused, without Ray."""
+
+import contextlib
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import datasets
+import main
+import search_spaces
+import train
+from config import InputError, draw, plain, read_search_space, trial_key
+from results import Damaged, Experiment, Plan
+
+EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", "100"))
+SPACE = plain(search_spaces.time_frequency(4)) | {"n_samples": 300}
+CONFIG = {**SPACE, "trainable": True, "init_lambd": 1.276, "seed": 0}
+KEY = trial_key(CONFIG)
+
+
+def flags(**changes):
+    return main.argparse.Namespace(**{"seed": 0, "num_samples": 1} | changes)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """With a plan of one run of the grid, as main.py writes it."""
+    experiment = Experiment(tmp_path / "results", "pulses")
+    plan, _ = main.extend(None, SPACE, flags(), experiment)
+    experiment.write_plan(plan)
+    return experiment
+
+
+def one_line(error):
+    return "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+# The plan
+
+
+def test_a_plan_holds_every_cell_of_every_run_and_grows(experiment):
+    plan = experiment.read_plan()
+    assert sorted(plan.trials) == sorted(map(trial_key, draw(SPACE, 0)))
+    unchanged, is_longer = main.extend(experiment.read_plan(), SPACE, flags(), experiment)
+    assert unchanged == plan and not is_longer
+    for seeds, changes in (([5], {"seed": 5}), ([1], {"num_samples": 2})):
+        longer, is_longer = main.extend(experiment.read_plan(), SPACE, flags(**changes), experiment)
+        assert is_longer and longer.batches[-1]["seeds"] == seeds and longer.batches[-1]["n_trials"] == 6
+        experiment.write_plan(longer)
+    plan = experiment.read_plan()
+    assert len(plan.trials) == 18 and {config["seed"] for config in plan.trials.values()} == {0, 1, 5}
+
+
+def test_another_search_space_is_refused(experiment):
+    with pytest.raises(InputError, match=r"batch_size: 128 there, 64 now.*pulses_2") as error:
+        main.extend(experiment.read_plan(), SPACE | {"batch_size": 64}, flags(), experiment)
+    assert one_line(error)
+
+
+OTHER_PLANS = {
+    "empty": lambda plan: "",
+    "a list": lambda plan: "[]",
+    "a number": lambda plan: "5",
+    "cut": lambda plan: json.dumps(plan)[:-40],
+    "not UTF-8": lambda plan: b"\xff\xfe\xfa",
+    "deep": lambda plan: "[" * 100_000,
+    "another version": lambda plan: json.dumps(plan | {"version": 2}),
+    "a missing key": lambda plan: json.dumps({key: value for key, value in plan.items() if key != "trials"}),
+    "a further key": lambda plan: json.dumps(plan | {"note": "mine"}),
+    "a config changed": lambda plan: json.dumps(plan).replace('"lr_model": 0.001', '"lr_model": 0.002'),
+    "seeds changed": lambda plan: json.dumps(plan).replace('"seeds": [0]', '"seeds": [1]'),
+    "an earlier layout": lambda plan: json.dumps({"search_space": {}, "batches": [{"folder": "seeds_0-0"}]}),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_PLANS)
+def test_plans_that_are_none(experiment, case):
+    content = OTHER_PLANS[case](json.loads(experiment.storage.read("pulses/experiment.json")))
+    experiment.storage.write("pulses/experiment.json", content)
+    with pytest.raises(InputError, match=r"experiment\.json cannot be used .*--restart") as error:
+        experiment.read_plan()
+    assert one_line(error) and (case != "an earlier layout" or "earlier version" in str(error.value))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data())
+def test_mutated_plans_are_the_same_or_refused(tmp_path_factory, data):
+    experiment = Experiment(tmp_path_factory.mktemp("plan"), "pulses")
+    plan, _ = main.extend(None, SPACE, flags(), experiment)
+    experiment.write_plan(plan)
+    content = bytearray(experiment.storage.read("pulses/experiment.json"))
+    start = data.draw(st.integers(0, len(content) - 1))
+    end = data.draw(st.integers(start, min(len(content), start + 30)))
+    content[start:end] = data.draw(st.binary(max_size=10) | st.text('{}[]",:0123456789.e-trufalsn \n').map(str.encode))
+    experiment.storage.write("pulses/experiment.json", bytes(content))
+    try:
+        assert experiment.read_plan() == plan
+    except InputError as error:
+        assert "experiment.json cannot be used" in str(error) and "\n" not in str(error)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    key=st.sampled_from([*SPACE, "learning_rate"]),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=5,
+    ),
+)
+def test_mutated_search_spaces_are_drawn_or_refused(key, value):
+    space = plain({**SPACE, "init_lambd": 6.38, "trainable": True, key: value})
+    try:
+        (config,) = draw(space, 0)
+        train.check(config)
+    except InputError as error:
+        assert "\n" not in str(error) and key in str(error)
+    else:
+        assert config[key] == plain(value)
+        json.dumps(config)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a..b", "", "a b", "a.", "ä", "-"])
+def test_names_stay_inside_the_results(tmp_path, name):
+    if name == "-":
+        Experiment(tmp_path, name)
+        return
+    with pytest.raises(InputError, match="cannot be the name of an experiment") as error:
+        Experiment(tmp_path, name)
+    assert one_line(error)
+
+
+def test_restart_helps_where_the_plan_is_damaged(experiment):
+    experiment.storage.write("pulses/experiment.json", '{"batches": [')
+    aside = experiment.move_aside()
+    assert experiment.read_plan() is None and experiment.storage.exists(f"{aside}/experiment.json")
+    assert experiment.move_aside() is None
+
+
+# Identity
+
+
+def recordings(n=6, labels=None, identity="0" * 64):
+    labels = np.zeros(n, np.int64) if labels is None else labels
+    return datasets.Recordings(np.zeros((n, 10), np.float32), labels, np.arange(n), identity)
+
+
+def test_other_recordings_than_the_plans_are_refused(experiment):
+    plan = Plan(search_space={}, batches=[], trials={})
+    plan.keep_to(recordings(), "esc50", "data")
+    experiment.write_plan(plan)
+    plan = experiment.read_plan()
+    plan.keep_to(recordings(), "esc50", "data")
+    for others in (recordings(n=5), recordings(identity="1" * 64)):
+        with pytest.raises(InputError, match=r"esc50 was begun on 6 recordings \(0000.*'elsewhere' has [56]") as error:
+            plan.keep_to(others, "esc50", "elsewhere")
+        assert one_line(error)
+
+
+def test_edited_scripts_are_told(experiment, monkeypatch, capsys):
+    plan = experiment.read_plan()
+    main.warn_of_edits(plan)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(main, "scripts", lambda: plan.batches[0]["scripts"] | {"dmel.py": "edited", "train.py": "too"})
+    main.warn_of_edits(plan)
+    assert "edited since this experiment began: dmel.py, train.py;" in capsys.readouterr().err
+
+
+# Trials
+
+
+def trained(state=None, stop_after=None):
+    """Trains CONFIG; the last snapshot, after some epochs or at its end."""
+    snapshots = []
+
+    class Stop(Exception):
+        pass
+
+    def report(row, snapshot):
+        snapshots[:] = [snapshot()]
+        if row["training_iteration"] == stop_after:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        train.train(CONFIG, datasets.load(CONFIG), report, state)
+    return snapshots[0]
+
+
+def test_a_trial_that_is_stopped_anywhere_and_read_back_is_the_same(experiment):
+    experiment.write_trial(KEY, trained())
+    whole = experiment.read_trial(KEY)
+    assert whole["finished"] and "optimizer" not in whole and whole["config"] == CONFIG
+    state = None
+    for stop_after in (1, 3, None):
+        experiment.write_trial(KEY, trained(state, stop_after))
+        state = experiment.read_trial(KEY)
+        assert state["finished"] == (stop_after is None)
+        assert experiment.finished(experiment.read_plan()) == ([] if stop_after else [KEY])
+    for row in whole["history"] + state["history"]:
+        del row["time_this_iter_s"]
+    assert whole["history"] == state["history"] and len(state["history"]) == 4
+    assert all(torch.equal(whole["best_net"][name], value) for name, value in state["best_net"].items())
+    assert experiment.storage.list("pulses/trials") == [f"{KEY}.pt"]
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # within a tensor
+    path.write_bytes(content)
+
+
+TRIALS = {
+    "text": lambda path: path.write_text("not a trial"),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "one bit": flip,
+    "a pickle": lambda path: path.write_bytes(pickle.dumps(Bomb())),
+    "a pickle in PyTorch's format": lambda path: torch.save(Bomb(), path),
+    "something else": lambda path: torch.save([1, 2, 3], path),
+    "without a history": lambda path: torch.save({"config": CONFIG, "finished": True, "best_net": {}}, path),
+    "another trial": lambda path: torch.save(torch.load(path) | {"config": CONFIG | {"seed": 1}}, path),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", TRIALS)
+def test_a_damaged_trial_hurts_itself_alone(experiment, tmp_path, damage, capsys):
+    plan, state = experiment.read_plan(), trained()
+    first, second, *_ = plan.trials
+    for key in (first, second):
+        experiment.write_trial(key, {**state, "config": plan.trials[key]})
+    path = tmp_path / "results" / "pulses" / "trials" / f"{first}.pt"
+    TRIALS[damage](path)
+    with pytest.raises(Damaged, match=rf"trials/{first}\.pt is damaged") as error:
+        experiment.read_trial(first)
+    assert "\n" not in str(error.value)
+    assert experiment.finished(plan) == [second]
+    assert f"{first}.pt is damaged" in (told := capsys.readouterr().err) and "trained anew" in told
+    if damage != "a folder":
+        experiment.write_trial(first, {**state, "config": plan.trials[first]})
+        assert experiment.finished(plan) == [first, second]
+
+
+def test_mutated_trials_are_the_same_or_damaged(experiment, tmp_path):
+    experiment.write_trial(KEY, trained())
+    path = tmp_path / "results" / "pulses" / "trials" / f"{KEY}.pt"
+    content, draw_from, n_damaged = path.read_bytes(), random.Random(0), 0
+    best_net = experiment.read_trial(KEY)["best_net"]
+    for _ in range(EXAMPLES):
+        mutated = bytearray(content)
+        for _ in range(draw_from.choice([1, 1, 4])):
+            mutated[draw_from.randrange(len(mutated))] = draw_from.randrange(256)
+        path.write_bytes(mutated)
+        try:
+            state = experiment.read_trial(KEY)
+            assert all(torch.equal(best_net[name], value) for name, value in state["best_net"].items())
+        except Damaged:
+            n_damaged += 1
+    assert n_damaged > EXAMPLES / 2
+
+
+def test_a_write_that_fails_leaves_the_old_file(experiment, monkeypatch):
+    experiment.write_trial(KEY, trained(stop_after=1))
+    before = experiment.storage.read(f"pulses/trials/{KEY}.pt")
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        experiment.write_trial(KEY, trained())
+    assert experiment.storage.read(f"pulses/trials/{KEY}.pt") == before
+    assert experiment.storage.list("pulses/trials") == [f"{KEY}.pt"]
+
+
+@pytest.mark.parametrize("script", ["main.py --name", "predict_test.py --dataset_name"])
+def test_one_process_at_a_time(tmp_path, script):
+    experiment = Experiment(tmp_path, "time_frequency")
+    plan, _ = main.extend(None, SPACE, flags(), experiment)
+    experiment.write_plan(plan)
+    script, flag = script.split()
+    folder = "--ray_root_dir" if script == "main.py" else "--ray_results_dir"
+    with experiment.alone():
+        command = [sys.executable, ROOT / script, f"{flag}=time_frequency", f"{folder}={tmp_path}"]
+        result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.strip().count("\n") == 0
+    assert result.stderr.startswith(f"{script}: {tmp_path}/time_frequency is in use")
+    with experiment.alone():  # free again
+        pass
+
+
+def test_the_originals_way_of_writing_a_search_space(tmp_path, monkeypatch):
+    (tmp_path / "search_spaces.py").write_text(ORIGINAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "search_spaces")
+    space = read_search_space("esc50", 7)
+    configs = draw(space, 0)
+    assert len(configs) == 6 and {config["max_epochs"] for config in configs} == {7}
+    for config in configs:
+        train.check(config)
+
+
+# The layout of the original's file: functions of max_epochs, one dict each, tabs and spaces mixed.
+ORIGINAL = """
+from ray import tune
+import numpy as np
+
+def esc50(max_epochs):
+    search_space = {
+\t\t'model_name' : 'panns_cnn6',
+        'n_mels' : 64,
+\t'hop_length' : 80,
+        'energy_normalize' : True, 'optimized' : True, 'normalize_window' : False,
+\t\t'augment' : False, 'pretrained' : False,
+        'checkpoint_path' : '/somewhere/else/Cnn6_mAP=0.343.pth',
+        'optimizer_name' : 'adam', 'lr_model' : 1e-4, 'lr_tf' : 1.0, 'batch_size' : 32,
+        'trainable' : tune.grid_search([True, False]),
+        'max_epochs' : max_epochs, 'patience' : 100, 'device' : 'cuda:0',
+        'dataset_name' : 'esc50', 'resample_rate' : 8000,
+        'init_lambd' : tune.grid_search([(8000 * 0.010)/6, (8000 * 0.035)/6, (8000 * 0.300)/6]),
+        'n_points' : 8000 * 5,
+    }
+    return search_space
+
+def time_frequency(max_epochs):
+\tsigma_ref = 6.38
+\tsearch_space = {
+        'model_name' : 'linear_net', 'hop_length' : 1, 'optimized' : False, 'normalize_window' : False,
+        'optimizer_name' : 'sgd', 'lr_model' : 1e-3, 'lr_tf' : 1.0, 'batch_size' : 128,
+        'trainable' : tune.grid_search([True, False]), 'max_epochs' : max_epochs, 'patience' : 100,
+        'device' : 'cuda:0', 'dataset_name' : 'time_frequency',
+        'init_lambd' : tune.grid_search(list(sigma_ref * np.array([0.2, 1.0, 5.0]))),
+        'n_points' : 128, 'n_samples' : 5000, 'noise_std' : 0.5, 'sigma_ref' : sigma_ref, 'center_offset' : False,
+\t}
+\treturn search_space
+"""
