@@ -15,6 +15,7 @@ from conftest import Project
 from ray.cluster_utils import Cluster
 from runs import Run, assert_same
 
+pytestmark = pytest.mark.slow
 EPOCHS = 20  # of four trials: they must outlast the start of a worker on the second node
 SPACES = """
 
@@ -36,7 +37,7 @@ def packing(max_epochs):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("cluster"), SPACES, REPORT_SECONDS=1)
+    project = Project(tmp_path_factory.mktemp("cluster"), SPACES)
     random = np.random.default_rng(0)
     for speaker in (1, 2, 3):
         folder = project.folder / "data" / "audio_mnist" / "data" / f"{speaker:02}"
@@ -56,13 +57,15 @@ def cluster(**node):
         cluster.shutdown()
 
 
-def raylets_of(run):
-    """The nodes' processes, which hold the object stores, above the living workers that have reported an epoch."""
-    raylets = set()
-    for pid in run.pids():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            raylets.add(psutil.Process(pid).parent())
-    return raylets
+def raylets_of(cluster):
+    """The nodes' processes, which hold the object stores, above living workers that train."""
+    heads = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in cluster.list_all_nodes()]
+    return [head for head in heads if any(map(is_training, head.children()))]
+
+
+def is_training(worker):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "ImplicitFunc" in " ".join(worker.cmdline())
 
 
 def test_two_nodes_share_the_trials_and_one_takes_over(project):
@@ -73,9 +76,10 @@ def test_two_nodes_share_the_trials_and_one_takes_over(project):
         run = Run(project, "two_nodes", "spoken", EPOCHS, ["--ray_address", nodes.address])
         process = run.start()
         deadline = time.monotonic() + 120
-        while len(raylets := raylets_of(run)) < 2:  # two trials at a time, each on a node of its own
+        while len(raylets := raylets_of(nodes)) < 2:  # two trials at a time, each on a node of its own
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
             time.sleep(0.05)
+        run.wait_for_epochs(process, 4)
         maps = [[part for part in raylet.memory_maps() if "plasma" in part.path] for raylet in raylets]
         copies = [sum(part.rss for part in parts) / (180 * 48000 * 4) for parts in maps]
         assert all(1 <= copy < 1.5 for copy in copies), copies
@@ -85,14 +89,40 @@ def test_two_nodes_share_the_trials_and_one_takes_over(project):
     assert_same(run, undisturbed)
 
 
+def test_a_machine_that_does_not_see_the_results_is_named(project):
+    """The second node lives in a mount namespace with an empty folder in the place of the results."""
+    results = project.folder / "not_shared"
+    results.mkdir()
+    with cluster(num_cpus=1) as nodes:
+        mount = f"mount -t tmpfs tmpfs {results} && exec ray start --address={nodes.address} --num-cpus=1 --block"
+        command = ["unshare", "--mount", "sh", "-c", mount]
+        environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+        node = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 60
+            while sum(known["Alive"] for known in nodes.global_state.node_table()) < 2:
+                assert node.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            run = Run(project, results, "packing", 1, ["--ray_address", nodes.address])
+            result = run.finish(check=False)
+        finally:
+            for member in [*psutil.Process(node.pid).children(recursive=True), node]:
+                member.kill()
+            node.wait()
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    assert re.match(rf"main.py: \S+ does not see {results}/packing/experiment\.json: name a --ray_root_dir", message)
+    assert not list(results.glob("packing/trials/*"))
+
+
 def test_quarters_of_a_gpu_pack_and_the_fifth_waits(project):
     with cluster(num_cpus=4, num_gpus=1) as node:
-        run = Run(project, "packing", "packing", 80, ["--ray_address", node.address])
+        run = Run(project, "packing", "packing", 80, ["--ray_address", node.address, "--report_seconds=1"])
         output = run.finish().stdout
     assert "4 trials at a time, 1 CPUs each" in output
     running = [int(n) for n in re.findall(r"(\d+) RUNNING", output)]
     assert max(running) == 4 and "1.0/1 GPUs" in output
-    assert len(run.histories()) == 6
+    assert len(run.states()) == 6
 
 
 def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
@@ -100,16 +130,19 @@ def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
     process = run.start()
     try:
         run.wait_for_epochs(process, 1)
-        commands = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)]
-        (address,) = {found[1] for command in commands if (found := re.search(r"--gcs-address=(\S+)", command))}
+        raylet = next(child for child in psutil.Process(process.pid).children() if child.name() == "raylet")
+        address, token = (
+            re.search(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))[1],
+            raylet.environ()["RAY_AUTH_TOKEN"],
+        )
         join = f"import ray; ray.init(address='{address}', logging_level='error'); print('joined')"
-        mine = os.environ | {"RAY_AUTH_MODE": "token"}
-        strangers = [{"RAY_AUTH_TOKEN": "0" * 64}, {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}]
+        mine = os.environ | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+        strangers = [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}, {}]
         outputs = [
             subprocess.run([sys.executable, "-c", join], env=mine | changes, capture_output=True, text=True).stdout
-            for changes in ({}, *strangers)
+            for changes in ({"RAY_AUTH_TOKEN": token}, *strangers)
         ]
-        assert ["joined" in output for output in outputs] == [True, False, False]
+        assert ["joined" in output for output in outputs] == [True, False, False, False]
     finally:
         process.terminate()
         process.communicate(timeout=120)
