@@ -17,6 +17,7 @@ from ray import tune
 
 import datasets
 import main
+import recordings
 import search_spaces
 from benchmarks.measure import recordings_of
 
@@ -41,9 +42,10 @@ def copies(args):
     """Memory for the data, two trials at a time on one node, MiB"""
     shape = (500 if args.tiny else 10000, 8000)
     clips = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    recordings = datasets.Recordings(clips, np.zeros(len(clips), np.int64), np.arange(len(clips)) % 60 + 1)
+    speakers = np.arange(len(clips)) % 60 + 1
+    data = recordings.Recordings(clips, np.zeros(len(clips), np.int64), speakers)
     with cluster():
-        trial = tune.with_parameters(touch, recordings=recordings)
+        trial = tune.with_parameters(touch, recordings=data)
         results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
     for i, result in enumerate(results):
         yield {"trial": i, "data": clips.nbytes / 2**20, "its own memory for it": result.metrics["own"] / 2**20}
@@ -79,15 +81,14 @@ def grid(args):
 def complete_data(name, args, folder):
     """Writes the cache of the repeated recordings into a data folder and returns that."""
     space = main.select_search_space(name)(1)
-    recordings = recordings_of(space, args)
-    if recordings is not None:
-        rows = [["", 0, *row] for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)]
-        sample_rate, n_points = space["resample_rate"], space["n_points"]
-        index = {"sample_rate": sample_rate, "n_points": n_points, "n_files": len(rows), "rows": rows}
-        cache = datasets.cache_path(folder / space["dataset_name"], space["dataset_name"], sample_rate, n_points)
+    repeated = recordings_of(space, args)
+    if repeated is not None:
+        rows = [["", 0, 0, *row] for row in zip(repeated.labels.tolist(), repeated.groups.tolist(), strict=True)]
+        name, sample_rate, n_points = space["dataset_name"], space["resample_rate"], space["n_points"]
+        cache = recordings.cache_path(folder / name, name, sample_rate, n_points)
         cache.parent.mkdir(parents=True)
-        np.save(cache, recordings.clips)
-        cache.with_suffix(".json").write_text(json.dumps(index))
+        index = {"sample_rate": sample_rate, "n_points": n_points, "rows": rows}
+        recordings.write_cache(cache, index, (clip for clip in repeated.clips))
     return folder
 
 
