@@ -163,7 +163,7 @@ def read_recording(path, sample_rate):
             samples, recorded_rate = file.read(dtype="float32", always_2d=True), file.samplerate  # (time, channels)
             counted = file.format != "MP3" or b"Xing" in content or b"Info" in content  # and not estimated
             cut_short = is_cut_short(content) or (counted and len(samples) < file.frames)
-    except (soundfile.SoundFileError, OSError, MemoryError) as error:
+    except (soundfile.SoundFileError, OSError, MemoryError, ValueError) as error:  # the last two by a false length
         raise InputError(f"{path}: cannot be read as audio ({error}): replace or remove it.") from None
     mono = samples.mean(axis=1)
     if cut_short or len(samples) == 0 or not np.isfinite(mono).all():
