@@ -8,6 +8,7 @@ data = load(config, recordings)    # data.clips (n, n_points), data.labels (n,),
 """
 
 import argparse
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,8 @@ def recordings_of(config, data_dir):
 def find_folder(name, data_dir):
     """data_dir/name, or data_dir where that is the dataset's folder itself."""
     data_dir = Path(data_dir)
-    itself = not (data_dir / name).exists() and (data_dir / DATASETS[name].place).exists()
+    place = data_dir / DATASETS[name].place  # a dataset with place "." cannot be told from other folders
+    itself = place != data_dir and os.path.exists(place) and not os.path.exists(data_dir / name)
     return data_dir if itself else data_dir / name
 
 
@@ -193,7 +195,7 @@ def main():
     parser = argparse.ArgumentParser(description="Resample the recordings once and cache them.")
     parser.add_argument("data_dir", help="folder that holds audio_mnist/ and esc50/, or one of them")
     data_dir = parser.parse_args().data_dir
-    names = [name for name in DATASETS if find_folder(name, data_dir).exists()]
+    names = [name for name in DATASETS if os.path.exists(find_folder(name, data_dir))]
     if not names:
         raise InputError(f"'{data_dir}' holds neither {' nor '.join(DATASETS)}: run `sh download_data.sh`.")
     for name in names:

@@ -96,7 +96,7 @@ def list_audio_mnist(folder):
                 continue
             digit, speaker, repetition = map(int, match.groups())
             if speaker not in AUDIO_MNIST_ALL_SPEAKERS or speaker != int(place):
-                reason = f"names speaker {speaker} in the folder of speaker {place}, of speakers 1 to 60"
+                reason = f"speaker {speaker} must be that of the folder, and 1 to 60"
                 raise InputError(f"{folder / file}: {reason}: rename or remove it.")
             clip = speaker, digit, repetition
             if clip in files:
@@ -254,7 +254,7 @@ def prepare_cache(cache, index, name, dataset, folder):
                 recordings = read_cache(cache, index)
             if recordings is None:
                 raise OSError("it does not hold what was written")
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
         raise InputError(f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another folder.") from None
     return recordings
 

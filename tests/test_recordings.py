@@ -180,9 +180,9 @@ LAYOUTS = {
     "same clip in two names": (lambda folder: copied(folder, CLIP, "data/12/7_12_01.wav"), "is the same clip as"),
     "another's folder": (
         lambda folder: copied(folder, CLIP, "data/26/7_12_1.wav"),
-        "speaker 12 in the folder of .* 26",
+        "speaker 12 must be that of the folder",
     ),
-    "speaker 61": (lambda folder: copied(folder, CLIP, "data/61/7_61_0.wav"), "of speakers 1 to 60"),
+    "speaker 61": (lambda folder: copied(folder, CLIP, "data/61/7_61_0.wav"), "speaker 61 must be .* 1 to 60"),
     "file in place of data": (lambda folder: replaced_by_file(folder / "data"), "data: cannot be read"),
     "file in place of a speaker": (lambda folder: replaced_by_file(folder / "data" / "12"), "12: cannot be read"),
     "link to nowhere": (lambda folder: (folder / "data" / "13").symlink_to("nowhere"), "13: cannot be read"),
@@ -218,6 +218,12 @@ def test_table_that_is_no_file(kind, tmp_path):
     table.unlink()
     {"pipe": os.mkfifo, "folder": os.mkdir, "link to nowhere": lambda path: path.symlink_to("nowhere")}[kind](table)
     refused(load, "esc50", tmp_path, match="is not a file|no recordings in .*download_data")
+
+
+def test_a_folder_that_is_not_there_is_not_another_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(datasets.DATASETS, "birds", datasets.Dataset(2, 3, ".", list, pad_at_end, {"random": None}))
+    assert datasets.find_folder("birds", tmp_path) == tmp_path / "birds"
+    assert datasets.find_folder("esc50", write_esc50(tmp_path / "ESC-50")) == tmp_path / "ESC-50"
 
 
 def test_missing_data_and_missing_files(tmp_path, capsys):
