@@ -110,6 +110,19 @@ def test_silence_streams_and_estimated_lengths_are_read(tmp_path):
     assert len(read_recording(path, 8000)) == pytest.approx(32000, rel=0.02)
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_ogg_without_its_last_page_is_cut_short(subtype, tmp_path):
+    path = tmp_path / "recording.ogg"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 48000 * 5)
+    soundfile.write(path, noise, 48000, subtype, format="OGG")
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"OggS")])
+    assert len(soundfile.read(path)[0]) > 48000  # libsndfile reads what is there
+    refused(read_recording, path, 8000, match="is cut short")
+    path.write_bytes(content + b"TAG of some program")
+    assert len(read_recording(path, 8000)) == pytest.approx(40000, abs=10)
+
+
 def with_endless_header(path):
     soundfile.write(path, np.zeros(500), 8000, format="FLAC")
     content = bytearray(path.read_bytes())
