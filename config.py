@@ -1,6 +1,6 @@
 """Every key of a config with its type, limits, default and meaning; and what all scripts share.
 
-    config = check({"dataset_name": "time_frequency", ...})    # every key, optional ones at their defaults
+    config = complete({"dataset_name": "time_frequency", ...})  # every key, optional ones at their defaults
     if __name__ == "__main__":
         run(main)                                               # a mistake of the user's ends in one sentence
 
@@ -9,6 +9,7 @@ A config describes one trial. A search space of search_spaces.py has the same ke
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -95,8 +96,8 @@ def is_split(split):
     return all(isinstance(groups, list) and all(type(number) is int for number in groups) for groups in lists)
 
 
-def check(config):
-    """The config in plain values, complete; raises InputError with key, value and what is allowed."""
+def complete(config):
+    """The config with all keys, in plain values; raises InputError with key, value and what is allowed."""
     return _validated(config).model_dump()
 
 
@@ -138,6 +139,58 @@ def plain(value):
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return plain(value.tolist()) if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+# Search spaces
+
+
+def read_search_space(name, max_epochs):
+    """The search space of that name in search_spaces.py, or of the longest name that is part of it, in plain values."""
+    import search_spaces
+
+    functions = inspect.getmembers(search_spaces, inspect.isfunction)
+    spaces = {key: function for key, function in functions if function.__module__ == search_spaces.__name__}
+    contained = [key for key in spaces if key in name]
+    if not contained:
+        raise InputError(f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(spaces)}.")
+    chosen = name if name in spaces else max(contained, key=len)
+    space = plain(spaces[chosen](max_epochs))
+    if not isinstance(space, dict):
+        raise InputError(f"search_spaces.py: {chosen}() must return a dict, not {space!r:.80}.")
+    return space
+
+
+def draw(space, seed):
+    """The configs of one run of a search space: every cell of its grid, samplers drawn from the seed."""
+    from ray.tune.search.variant_generator import generate_variants
+
+    for key in ("dataset_name", "resample_rate", "n_points"):
+        if isinstance(space.get(key), dict) or hasattr(space.get(key), "sample"):
+            raise InputError(f"config: {key} must be one value: a search space works on one set of clips.")
+    random = np.random.RandomState(seed % 2**32)
+    configs = [plain({**cell, "seed": seed}) for _, cell in generate_variants(space, random_state=random)]
+    if not configs:
+        raise InputError("config: a grid_search of the search space is empty.")
+    for config in configs:
+        if config.get("pretrained") is True and isinstance(config.get("checkpoint_path"), str):
+            config["checkpoint_path"] = os.path.abspath(config["checkpoint_path"])  # trials run in a folder of Ray's
+    return configs
+
+
+def describe(value):
+    """A search space, or a part of it, in plain values that can be written to a file and compared."""
+    from ray.tune.search.sample import Domain, Sampler
+
+    if isinstance(value, (Domain, Sampler)):
+        return {type(value).__name__: describe(vars(value))}
+    if isinstance(value, dict):
+        return {str(key): describe(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(part) for part in value]
+    return value.__qualname__ if hasattr(value, "__qualname__") else plain(value)
+
+
+# For all scripts
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from config import PARTS, InputError, require, run
-from recordings import list_audio_mnist, list_esc50, load_recordings, pad_around, pad_at_end
+from recordings import Recordings, list_audio_mnist, list_esc50, load_recordings, pad_around, pad_at_end
 
 PULSES_CLASSES = 3  # of time_frequency
 SAMPLE_RATE = 8000  # Hz, to which recordings are resampled
@@ -85,7 +85,7 @@ def check(config):
         raise InputError(f"config: dataset_name '{name}' is not one of {known}.")
 
 
-def load(config, recordings=None):
+def load(config, recordings: Recordings | None = None):
     """The Data of a trial: drawn for time_frequency, otherwise the given recordings, split as the config says."""
     name = config["dataset_name"]
     if name == "time_frequency":

@@ -8,9 +8,8 @@ Columns and flags that tell about the machine's folders and addresses are left o
 import argparse
 import json
 import shlex
-import sys
 
-from datasets import InputError
+from config import InputError, run
 from results import EPOCHS, RECORD, TABLE, Experiment, Storage
 
 LEFT_OUT = ["logdir", "hostname", "node_ip", "pid"]
@@ -27,19 +26,18 @@ def main():
     name = args.dataset_name
     trials = experiment.storage.read_table(TABLE.format(name), index_col=0)
     epochs = experiment.storage.read(EPOCHS.format(name))
-    if experiment.record is None or trials is None or epochs is None:
+    plan = experiment.read_plan()
+    if plan is None or trials is None or epochs is None:
         raise InputError(f"no tested experiment in {experiment.address}: run main.py and predict_test.py first.")
-    for batch in experiment.record["batches"]:
+    for batch in plan.batches:
         words = shlex.split(batch["command"])
         batch["command"] = shlex.join(word for word in words if not word.startswith(FOLDER_FLAGS))
+    record = plan.model_dump(include={"search_space", "data", "batches"})
     kept.write(TABLE.format(name), trials.drop(columns=LEFT_OUT, errors="ignore").to_csv())
     kept.write(EPOCHS.format(name), epochs)
-    kept.write(RECORD.format(name), json.dumps(experiment.record, indent=2) + "\n")
+    kept.write(RECORD.format(name), json.dumps(record, indent=2) + "\n")
     print(f"{name}: {len(trials)} trials kept in {kept.address}/{name}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"keep_results.py: {error}")
+    run(main)

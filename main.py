@@ -9,14 +9,17 @@ says why it did not run to the end, 3 it did but some trials failed.
 """
 
 import argparse
-import inspect
+import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the console output that shows a table of chosen columns
@@ -26,70 +29,61 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 import ray
 import torch
 from ray import tune
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.sample import Domain, Sampler
-from ray.tune.search.variant_generator import generate_variants
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import datasets
-import search_spaces
 import train
-from datasets import InputError
-from results import CHECKPOINT_FILE, Experiment, KeepReports, finished, read_checkpoint
+from config import InputError, describe, draw, read_search_space, run, trial_key
+from results import Damaged, Experiment, Plan, code, first_line, provenance, scripts
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
-CHECKPOINT_SECONDS = 10  # work that an interruption may cost a trial
-MAX_FAILURES = 3  # times that a failed trial starts again from its checkpoint: its worker or its machine may have died
+SAVING_SHARE = 0.02  # of a trial's time that writing its state may take
+SYNC_SECONDS = 10  # between updates of Ray's log in a folder of results; all of it is written anew
 SOME_FAILED = 3  # exit code
-REPORT_SECONDS = 10  # between console tables
 PARAMETER_COLUMNS = ["init_lambd", "trainable", "model_name", "seed"]
-FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "seed": 0, "cpus_per_trial": 1, "gpus_per_trial": 0}
+FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "cpus_per_trial": 1}  # of all others 0
 METRIC_COLUMNS = ["loss", "valid_loss", "valid_acc", "best_valid_acc", "lambd_est", "training_iteration"]
 
 
 def main():
     args = parse_args()
-    search_space = select_search_space(args.name)(args.max_epochs)
-    if search_space.get("checkpoint_path"):  # trials run in a folder of Ray's
-        search_space["checkpoint_path"] = os.path.abspath(search_space["checkpoint_path"])
-    configs = check_search_space(search_space)
-    experiment = Experiment(args.ray_root_dir, args.name, args.restart)
-    if experiment.aside:
-        print(f"{args.name}: what was there is now {experiment.aside}")
-    experiment.claim(describe(search_space))
-    seeds = range(args.seed, args.seed + args.num_samples)
-    missing = [seed for seed in seeds if seed not in experiment.seeds()]
-    unfinished = [batch for batch in experiment.record["batches"] if not experiment.is_finished(batch)]
-    if not missing and not unfinished:
-        experiment.tidy()
-        print(f"{args.name}: all trials are finished, in {experiment.address}")
-        return
-
-    recordings = datasets.recordings_of(search_space, args.data_dir)
-    if recordings is not None:
-        for config in configs:
-            datasets.split_recordings(config["dataset_name"], recordings.groups, config.get("split"))
-    connect(args.ray_address)
-    resources = choose_resources(args)
-    batches = unfinished + ([experiment.add_batch(missing, len(configs))] if missing else [])
-    trainable = tune.with_resources(tune.with_parameters(run_trial, recordings=recordings), resources)
-
-    failures = []
-    for batch in batches:
-        results = make_tuner(trainable, search_space, experiment, batch).fit()
-        failed = [result for result in results if result.error is not None]
-        failures += failed
-        if sum(map(finished, results)) + len(failed) < batch["n_trials"]:
-            raise KeyboardInterrupt
-        if any(finished(result) and result.metrics["lacked_memory"] for result in results):
-            print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
-    experiment.tidy()
-    if failures:
-        messages = sorted({str(failure.error).strip().splitlines()[-1] for failure in failures})
-        print(f"main.py: {len(failures)} trials of {args.name} failed: {'; '.join(messages)}", file=sys.stderr)
-        sys.exit(SOME_FAILED)
+    space = read_search_space(args.name, args.max_epochs)
+    experiment = Experiment(args.ray_root_dir, args.name)
+    with experiment.alone():
+        plan = None if args.restart else experiment.read_plan()
+        plan, is_longer = extend(plan, space, args, experiment)
+        done = experiment.finished(plan) if plan.checksum else []
+        if is_longer or len(done) < len(plan.trials):
+            train_trials(experiment, plan, is_longer, done, args)
     print(f"{args.name}: all trials are finished, in {experiment.address}")
+
+
+def train_trials(experiment, plan, is_longer, done, args):
+    """Trains what is not finished; raises InputError or exits where that does not come to its end."""
+    configs = {key: config for key, config in plan.trials.items() if key not in done}
+    recordings = load_recordings(plan, args)
+    warn_of_edits(plan)
+    if args.restart and (aside := experiment.move_aside()):
+        print(f"{args.name}: what was there is now {aside}")
+    if is_longer:
+        experiment.write_plan(plan)
+    experiment.clean()
+    with cluster(args.ray_address):
+        if args.ray_address:
+            check_nodes(experiment, plan)
+        logs = f"ray/{time.strftime('%Y%m%d-%H%M%S')}"
+        settings = {"save_seconds": args.save_seconds, "code": code(), "logs": f"{experiment.address}/{logs}"}
+        trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, settings=settings)
+        errors = fit(tune.with_resources(trial, choose_resources(args)), list(configs.values()), experiment, logs, args)
+    missing = configs.keys() - set(experiment.finished(plan))
+    if missing and not errors:
+        raise InputError("interrupted: the same command continues.")
+    if missing:
+        reasons = "; ".join(sorted(set(errors)))
+        print(f"main.py: {len(missing)} trials of {args.name} failed: {reasons}", file=sys.stderr)
+        sys.exit(SOME_FAILED)
 
 
 def parse_args():
@@ -102,132 +96,230 @@ def parse_args():
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run, each further has one more (0)")
     parser.add_argument("--cpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['cpu']}, without a GPU 1)")
     parser.add_argument("--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)")
+    parser.add_argument(
+        "--save_seconds", type=float, default=10, help="work that an interruption may cost a trial (10)"
+    )
+    parser.add_argument("--report_seconds", type=float, default=10, help="between tables on the console (10)")
+    parser.add_argument("--max_failures", type=int, default=3, help="times that a failed trial starts again (3)")
     parser.add_argument("--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)")
     parser.add_argument("--restart", action="store_true", help="move the experiment's old results aside and start anew")
     args = parser.parse_args()
-    for flag, minimum in FLAG_MINIMUM.items():
-        value = getattr(args, flag)
-        if value is not None and not value >= minimum:
+    for flag, value in vars(args).items():
+        minimum = FLAG_MINIMUM.get(flag, 0)
+        if isinstance(value, (int, float)) and not value >= minimum:
             raise InputError(f"--{flag}={value:g} must be {minimum} or more.")
     return args
 
 
-def connect(address):
-    """Joins the Ray cluster at an address; without one starts a private one on this machine."""
-    options = {"log_to_driver": False, "logging_level": "error"}
-    if address is None:
-        os.environ.update(MEMORY | os.environ)  # trials inherit it
-        ray.init(address="local", include_dashboard=False, **options)
-    else:
-        with tempfile.TemporaryDirectory() as scripts:  # trials get these and this environment wherever they run
-            for script in Path(__file__).parent.glob("*.py"):
-                shutil.copy(script, scripts)
-            try:
-                if ":" in address:  # Ray would try for minutes
-                    host, port = address.rsplit(":", 1)
-                    socket.create_connection((host, int(port)), timeout=10).close()
-                ray.init(address=address, runtime_env={"working_dir": scripts, "env_vars": MEMORY}, **options)
-            except Exception as error:  # of many kinds, some of many lines
-                reason = (str(error).strip() or repr(error)).splitlines()[0]
-                remedy = "check that address, and that RAY_AUTH_MODE and the token here are the cluster's"
-                message = f"--ray_address={address}: no Ray cluster can be joined ({reason:.300}): {remedy}."
-                raise InputError(message) from None
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: Ray Tune leaves a state to continue from
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+def extend(plan, space, args, experiment):
+    """The plan, made or with the runs that it lacks added, and whether any were; nothing is written."""
+    described = describe(space)
+    if plan is None:
+        plan = Plan(search_space=described, batches=[], trials={})
+    differences = [
+        f"{key}: {plan.search_space.get(key, 'absent')} there, {described.get(key, 'absent')} now"
+        for key in sorted(plan.search_space.keys() | described.keys())
+        if plan.search_space.get(key) != described.get(key)
+    ]
+    if differences:
+        raise InputError(
+            f"{experiment.address} holds another experiment ({'; '.join(differences)}): choose another --name, such as "
+            f"{experiment.name}_2, or move it aside with --restart."
+        )
+    planned = {seed for batch in plan.batches for seed in batch["seeds"]}
+    seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
+    configs = [config for seed in seeds for config in draw(space, seed)]
+    for config in configs:
+        train.check(config)
+    if configs:
+        plan.batches.append({"seeds": seeds, "n_trials": len(configs), **provenance()})
+        plan.trials.update({trial_key(config): config for config in configs})
+    return plan, bool(configs)
 
 
-def run_trial(config, recordings):
-    """What Ray runs for a trial: trains, reports every epoch and leaves a checkpoint now and then and at the end."""
-    torch.set_num_threads(max(1, int(tune.get_context().get_trial_resources().required_resources["CPU"])))
-    state = None
-    if checkpoint := tune.get_checkpoint():
-        state = read_checkpoint(checkpoint)
-    last_checkpoint = time.monotonic()
-
-    def report(metrics, snapshot):
-        nonlocal last_checkpoint
-        if not metrics["finished"] and time.monotonic() - last_checkpoint < CHECKPOINT_SECONDS:
-            tune.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(snapshot(), Path(folder, CHECKPOINT_FILE))
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
-        last_checkpoint = time.monotonic()
-
-    train.train(config, datasets.load(config, recordings), report, state)
+def load_recordings(plan, args):
+    """The recordings of a plan, None where it needs none; raises InputError where they cannot be trained on."""
+    configs = list(plan.trials.values())
+    recordings = datasets.recordings_of(configs[0], args.data_dir)
+    plan.keep_to(recordings, args.name, args.data_dir)
+    if recordings is not None:
+        for config in configs:
+            datasets.split_recordings(config["dataset_name"], recordings.groups, config.get("split"))
+    return recordings
 
 
-def make_tuner(trainable, search_space, experiment, batch):
-    """The Ray Tune experiment of a batch of runs, restored where it was interrupted."""
-    if experiment.trials(batch):
-        folder = f"{experiment.address}/{batch['folder']}"
-        return tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
+def warn_of_edits(plan):
+    """Says which of the scripts that make the numbers were edited since trials of the plan were first run."""
+    now = scripts()
+    edited = {name for batch in plan.batches for name, code in batch["scripts"].items() if now.get(name) != code}
+    if edited:
+        names = ", ".join(sorted(edited))
+        print(
+            f"warning: edited since this experiment began: {names}; its table tells the trials apart", file=sys.stderr
+        )
+
+
+# Ray
+
+
+@contextlib.contextmanager
+def cluster(address=None):
+    """A private Ray cluster on this machine, or that at an address, for as long as it lasts."""
+    folder = tempfile.mkdtemp(prefix="dmel-")  # that only this user can enter
+    guard = subprocess.Popen(["sh", "-c", CLEAN_UP, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        (start_private if address is None else join)(address, folder)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, which ends Ray Tune in order
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+        yield
+    finally:
+        ray.shutdown()
+        guard.communicate()
+
+
+# Waits for the end of main.py, however it comes, and leaves neither processes that have files in its folder nor this.
+CLEAN_UP = """
+exec 2>/dev/null
+read -r _
+find /proc/[0-9]*/fd -lname "$1/*" | cut -d / -f 3 | sort -u | grep -vx "$PPID" | xargs -r kill -9
+rm -rf "$1"
+"""
+RAY_OPTIONS = {"log_to_driver": False, "logging_level": "error"}
+
+
+def start_private(_, folder):
+    """A Ray cluster for this process alone: others on this machine have neither its token nor its folder."""
+    os.environ.update(MEMORY | os.environ)  # trials inherit it
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **RAY_OPTIONS)
+
+
+def join(address, folder):
+    """Joins the Ray cluster at an address; trials get the scripts, as they are now, wherever they run."""
+    for script in Path(__file__).parent.glob("*.py"):
+        shutil.copy(script, folder)
+    try:
+        if ":" in address:  # Ray would try for minutes
+            host, port = address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, runtime_env={"working_dir": folder, "env_vars": MEMORY}, **RAY_OPTIONS)
+    except Exception as error:  # of many kinds
+        remedy = "check that address, and that RAY_AUTH_MODE and the token here are the cluster's"
+        reason = first_line(error)
+        raise InputError(f"--ray_address={address}: no Ray cluster can be joined ({reason}): {remedy}.") from None
+
+
+def check_nodes(experiment, plan):
+    """Raises InputError where a machine of the cluster does not see the plan: it would keep its trials to itself."""
+    looks = {
+        node["NodeManagerHostname"]: look_for_plan.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(experiment)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    for machine, look in looks.items():
+        if ray.get(look) != plan.checksum:
+            remedy = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
+            raise InputError(f"{machine} does not see {experiment.address}/experiment.json: {remedy}.")
+
+
+@ray.remote(num_cpus=0)
+def look_for_plan(experiment):
+    """The checksum of the plan as a machine sees it."""
+    with contextlib.suppress(InputError):
+        plan = experiment.read_plan()
+        return plan and plan.checksum
+
+
+def fit(trial, configs, experiment, logs, args):
+    """Has Ray Tune run a trial of each config and log to a folder of the experiment; returns what failed ones say."""
+    storage, failures = experiment.storage, Failures()
     reporter = tune.CLIReporter(
-        parameter_columns=PARAMETER_COLUMNS,
+        parameter_columns={f"config/{key}": key for key in PARAMETER_COLUMNS},
         metric_columns=METRIC_COLUMNS,
-        max_report_frequency=REPORT_SECONDS,
+        max_report_frequency=args.report_seconds,
         max_progress_rows=50,
     )
-    return tune.Tuner(
-        trainable,
-        param_space={**search_space, "seed": tune.grid_search(batch["seeds"])},
+    tuner = tune.Tuner(
+        trial,
+        param_space={"config": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
             metric="valid_loss",
             mode="min",
-            search_alg=BasicVariantGenerator(random_state=batch["seeds"][0]),
             reuse_actors=True,  # the next trial finds torch imported
+            trial_name_creator=lambda trial: trial_key(trial.config["config"]),
+            trial_dirname_creator=name_of,
         ),
         run_config=tune.RunConfig(
-            name=batch["folder"],
-            storage_path=experiment.address,
+            name=os.path.basename(logs),
+            storage_path=storage.path(f"{experiment.name}/{os.path.dirname(logs)}"),
+            storage_filesystem=storage.filesystem,
             progress_reporter=reporter,
-            callbacks=[KeepReports()],
+            callbacks=[failures],
+            sync_config=tune.SyncConfig(sync_period=SYNC_SECONDS if storage.is_local else 30 * SYNC_SECONDS),
             verbose=1,
-            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            # Two, as Ray may notice the last one only after the one before was removed.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            failure_config=tune.FailureConfig(max_failures=args.max_failures),
         ),
     )
+    try:
+        tuner.fit()
+    except Exception as error:  # of many kinds: a full disk, a cluster that is gone
+        if not failures.reasons:
+            raise InputError(f"Ray ended ({first_line(error)}): mend that, and the same command continues.") from None
+    return failures.reasons
 
 
-def select_search_space(name):
-    """The search space of that name, or the one with the longest name that is part of it."""
-    functions = inspect.getmembers(search_spaces, inspect.isfunction)
-    spaces = {key: function for key, function in functions if function.__module__ == search_spaces.__name__}
-    contained = [key for key in spaces if key in name]
-    if not contained:
-        raise InputError(f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(spaces)}.")
-    return spaces[name if name in spaces else max(contained, key=len)]
+class Failures(tune.Callback):
+    """Collects what failed trials say last; Ray itself would unpickle it from the results folder."""
+
+    def __init__(self):
+        self.reasons = []
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        self.reasons.append(Path(trial.error_file).read_text().strip().splitlines()[-1])
+        trial.run_metadata.pickled_error_filename = None
 
 
-def check_search_space(search_space):
-    """One config per cell of the grid; raises InputError on unknown keys and on a cell that cannot be trained."""
-    unknown = search_space.keys() - search_spaces.KEYS.keys()
-    if unknown:
-        raise InputError(
-            f"config: unknown key {', '.join(sorted(unknown))}; known are {', '.join(search_spaces.KEYS)}."
-        )
-    for key in ("dataset_name", "resample_rate", "n_points"):
-        if isinstance(search_space.get(key), (dict, Domain)):
-            raise InputError(f"config: {key} must be one value: a search space works on one set of clips.")
-    known = ("time_frequency", *datasets.DATASETS)
-    if search_space.get("dataset_name") not in known:
-        raise InputError(f"config: dataset_name '{search_space.get('dataset_name')}' is not one of {', '.join(known)}.")
-    configs = [config for _, config in generate_variants(search_space)]
-    for config in configs:
-        train.check(config)
-    return configs
+def name_of(trial):
+    """What Ray and TensorBoard call a trial: its key, and what tells it apart for people."""
+    config = trial.config["config"]
+    return "_".join([trial_key(config), *(f"{key}={config[key]}" for key in PARAMETER_COLUMNS)])
 
 
-def describe(value):
-    """A search space, or a part of it, in plain values that can be written to a file and compared."""
-    if isinstance(value, (Domain, Sampler)):
-        return {type(value).__name__: describe(vars(value))}
-    if isinstance(value, dict):
-        return {key: describe(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe(part) for part in value]
-    return value.__qualname__ if callable(value) else value
+def run_trial(config, recordings, experiment, settings):
+    """What Ray runs for a trial: trains, reports every epoch, and writes the trial's file now and then and at the end.
+
+    settings: save_seconds, least time between two writes; code, hash of the scripts, and logs, to be recorded.
+    """
+    config = config["config"]
+    torch.set_num_threads(max(1, int(tune.get_context().get_trial_resources().required_resources["CPU"])))
+    key, state = trial_key(config), None
+    with contextlib.suppress(Damaged):  # main.py has said so
+        state = experiment.read_trial(key)
+    if state is not None and state["finished"]:  # and then its machine went away
+        tune.report(state["history"][-1])
+        return
+    earlier = [code for code in (state or {}).get("scripts", []) if code != settings["code"]]
+    log = os.path.basename(tune.get_context().get_trial_dir())
+    about = {"scripts": [*earlier, settings["code"]], "logdir": f"{settings['logs']}/{log}"}
+    saved, cost = time.monotonic(), 0.0
+
+    def report(row, snapshot):
+        nonlocal saved, cost
+        begin = time.monotonic()
+        if row["finished"] or begin - saved >= max(settings["save_seconds"], cost / SAVING_SHARE):
+            experiment.write_trial(key, {**snapshot(), **about})
+            saved = time.monotonic()
+            cost = saved - begin
+        tune.report(row)
+
+    try:
+        train.train(config, datasets.load(config, recordings), report, state)
+        experiment.write_failure(key, None)
+    except Exception:
+        experiment.write_failure(key, traceback.format_exc())
+        raise
 
 
 def choose_resources(args):
@@ -253,9 +345,4 @@ def choose_resources(args):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"main.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("main.py: interrupted: the same command continues.")
+    run(main)

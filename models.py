@@ -14,7 +14,8 @@ import torch.nn.functional as F
 import torchaudio
 from torch import nn
 
-from datasets import InputError, n_classes
+from config import InputError, complete, require
+from datasets import n_classes
 from dmel import DMEL, DifferentiableSpectrogram
 
 DROPOUT = 0.2
@@ -58,6 +59,7 @@ def power_spectrogram(config):
 
 
 def log_mel(config):
+    require(config, config["model_name"], "resample_rate", "n_mels", "energy_normalize")
     layer = DMEL(
         config["resample_rate"],
         n_mels=config["n_mels"],
@@ -66,7 +68,7 @@ def log_mel(config):
         normalize_window=config["normalize_window"],
         log=config["energy_normalize"],
         optimized=config["optimized"],
-        continuous=config.get("continuous", False),
+        continuous=config["continuous"],
     )
     return layer, config["n_mels"]
 
@@ -106,9 +108,13 @@ def convolution(frames, bands, n_classes, config):
 
 
 def cnn6(frames, bands, n_classes, config):
+    if min(frames, bands) < 16:
+        raise InputError(
+            f"config: panns_cnn6 halves its input four times: {frames} frames and n_mels = {bands} must be 16 or more."
+        )
     net = Cnn6(bands, n_classes, augment=config["augment"])
     if config["pretrained"]:
-        load_published(net, config.get("checkpoint_path"))
+        load_published(net, config["checkpoint_path"])
     return net
 
 
@@ -131,6 +137,7 @@ MODELS = {  # model_name: (front end, head, loss of logits and labels)
 
 def build(config):
     """The network of a config and its loss function; raises InputError where it cannot be built."""
+    config = complete(config)
     if config["model_name"] not in MODELS:
         raise InputError(f"config: model_name '{config['model_name']}' is not one of {', '.join(MODELS)}.")
     front_end, head, loss_function = MODELS[config["model_name"]]
@@ -138,7 +145,7 @@ def build(config):
     spectrogram_layer.lambd.requires_grad_(config["trainable"])
     frames = config["n_points"] // config["hop_length"] + 1
     head = head(frames, bands, n_classes(config["dataset_name"]), config)
-    return SpectrogramNet(spectrogram_layer, head, config.get("bf16", False)), loss_function
+    return SpectrogramNet(spectrogram_layer, head, config["bf16"]), loss_function
 
 
 def dropout(x, p, training):

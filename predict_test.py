@@ -14,75 +14,92 @@ from tqdm import tqdm
 
 import datasets
 import train
-from datasets import InputError
-from results import EPOCHS, TABLE, Experiment, finished, read_checkpoint
+from config import InputError, run
+from results import EPOCHS, TABLE, Damaged, Experiment
 
 
 def main():
     parser = argparse.ArgumentParser(description="Test the best network of every finished trial of an experiment.")
-    parser.add_argument("--ray_results_dir", default="ray_results", help="folder of all results (ray_results)")
+    parser.add_argument("--ray_results_dir", default="ray_results", help="folder or URI of all results (ray_results)")
     parser.add_argument("--data_base_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
     parser.add_argument("--dataset_name", required=True, help="the experiment: --name of main.py")
     args = parser.parse_args()
 
     experiment = Experiment(args.ray_results_dir, args.dataset_name)
-    if experiment.record is None:
+    plan = experiment.read_plan()
+    if plan is None:
         raise InputError(f"no experiment in {experiment.address}: train it with main.py --name={args.dataset_name}.")
-    trials = [trial for batch in experiment.record["batches"] for trial in experiment.trials(batch)]
-    done = [trial for trial in trials if finished(trial)]
-    if len(done) < len(trials):
-        failed = sum(trial.error is not None for trial in trials)
-        others = f"{failed} failed, {len(trials) - len(done) - failed} not finished"
-        print(f"warning: {args.dataset_name}: left out of {len(trials)} trials: {others}")
-    if not done:
-        raise InputError(
-            f"no finished trial in {experiment.address}: run main.py --name={args.dataset_name} to its end."
-        )
-
-    recordings = datasets.recordings_of(done[0].config, args.data_base_dir)
-    rows = [
-        {**row(trial), "test_accuracy": accuracy_of(trial, recordings)}
-        for trial in tqdm(done, desc=f"testing {args.dataset_name}", unit="trial")
-    ]
-    table, epochs = TABLE.format(experiment.name), EPOCHS.format(experiment.name)
-    histories = pd.concat([history_of(i, experiment.history(trial)[0]) for i, trial in enumerate(done)])
-    experiment.storage.write(epochs, histories.to_csv(index=False, float_format="%.5g"))
-    experiment.storage.write(table, pd.DataFrame(rows).to_csv())
-    print(f"{args.dataset_name}: {len(rows)} trials tested, in {experiment.storage.address}/{table}")
+    with experiment.alone():
+        states = finished_trials(experiment, plan)
+        recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_base_dir)
+        plan.keep_to(recordings, experiment.name, args.data_base_dir)
+        rows, epochs = [], []
+        for key, state in tqdm(states.items(), desc=f"testing {args.dataset_name}", unit="trial"):
+            try:
+                accuracy = accuracy_of(state, recordings)
+            except Damaged as damage:
+                print(f"warning: {experiment.address}/trials/{key}.pt {damage}: left out", file=sys.stderr)
+                continue
+            epochs.append(history_of(len(rows), state["history"]))
+            rows.append({**row(key, state), "test_accuracy": accuracy})
+        if not rows:
+            raise InputError(f"no trial of {experiment.address} could be tested: train with main.py first.")
+        table, name = TABLE.format(experiment.name), experiment.name
+        experiment.storage.write(EPOCHS.format(name), pd.concat(epochs).to_csv(index=False, float_format="%.5g"))
+        experiment.storage.write(table, pd.DataFrame(rows).to_csv())
+    print(f"{name}: {len(rows)} trials tested, in {experiment.storage.address}/{table}")
 
 
-def row(trial):
-    """The last report of a trial and its config, flat."""
-    metrics = {key: value for key, value in trial.metrics.items() if key != "config"}
-    config = {f"config/{key}": value for key, value in trial.config.items()}
-    return {**metrics, **config, "logdir": trial.path}
+def finished_trials(experiment, plan):
+    """What the files of finished trials hold, by key; says how many trials are left out."""
+    states, n_failed = {}, 0
+    for key in plan.trials:
+        try:
+            state = experiment.read_trial(key)
+        except Damaged as damage:
+            print(f"warning: {damage}: left out, main.py trains it anew", file=sys.stderr)
+            continue
+        if state is not None and state["finished"]:
+            states[key] = state
+        else:
+            n_failed += experiment.has_failed(key)
+    if n_left := len(plan.trials) - len(states):
+        others = f"{n_failed} failed, {n_left - n_failed} not finished"
+        print(f"warning: {experiment.name}: left out of {len(plan.trials)} trials: {others}")
+    if not states:
+        message = f"run main.py --name={experiment.name} to its end"
+        raise InputError(f"no finished trial in {experiment.address}: {message}.")
+    return states
 
 
-def history_of(number, reports):
+def row(key, state):
+    """The last report of a trial, what is known of it, and its config, flat."""
+    config = {f"config/{name}": value for name, value in state["config"].items()}
+    seconds = sum(report["time_this_iter_s"] for report in state["history"])
+    about = {"time_total_s": seconds, "trial_id": key, "logdir": state["logdir"], "scripts": "+".join(state["scripts"])}
+    return {**state["history"][-1], **about, **config}
+
+
+def history_of(number, history):
     """What the figures need of the epochs of a trial, given its number in the table."""
     columns = {"training_iteration": "epoch", "lambd_est": "lambd", "time_this_iter_s": "seconds"}
-    history = pd.DataFrame(reports, columns=list(columns)).rename(columns=columns)
-    history.insert(0, "trial", number)
-    return history
+    epochs = pd.DataFrame(history, columns=list(columns)).rename(columns=columns)
+    epochs.insert(0, "trial", number)
+    return epochs
 
 
-def accuracy_of(trial, recordings):
-    """Accuracy (0..1) of a trial's best network on its test split."""
-    config = trial.config
-    state = read_checkpoint(trial.checkpoint)
-    net, loss_function, device = train.prepare({**config, "pretrained": False})
+def accuracy_of(state, recordings):
+    """Accuracy (0..1) of a trial's best network on its test split; raises Damaged where it does not fit its config."""
+    config = {**state["config"], "pretrained": False}
+    net, loss_function, device = train.prepare(config)
     try:
         net.load_state_dict(state["best_net"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        message = f"{trial.checkpoint.path} holds no {config['model_name']} of this trial ({error!r:.200}): remove it."
-        raise InputError(message) from None
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise Damaged(f"holds no network of its config ({type(error).__name__})") from None
     data = datasets.load(config, recordings).to(device)
     _, accuracy = train.evaluate(net, loss_function, data, data.splits["test"], config["batch_size"])
     return accuracy
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"predict_test.py: {error}")
+    run(main)

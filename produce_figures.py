@@ -9,7 +9,6 @@ dmel and before_after show a recording: without the recordings they are skipped.
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")  # no screen needed
@@ -18,9 +17,8 @@ import numpy as np
 import torch
 
 import datasets
-import search_spaces
 from complexity import cost_ratio
-from datasets import InputError
+from config import InputError, run
 from dmel import DMEL, DifferentiableSpectrogram
 from results import Storage
 from summary import (
@@ -170,8 +168,12 @@ def draw_log_mel(axis, trials, clip, lambd):
 
 def data_example(experiments, args):
     """The three classes of time_frequency and their spectrograms at λ = 0.2, 1 and 5 sigma_ref."""
-    space = {**search_spaces.time_frequency(1), "seed": 1, "noise_std": 0.1}
-    data = datasets.load(space)
+    keys = ("dataset_name", "n_samples", "n_points", "sigma_ref", "center_offset")
+    drawn = [trials for trials, _ in experiments.values() if "config/sigma_ref" in trials]
+    if not drawn:
+        raise Skipped("there are no results of time_frequency")
+    config = {key: drawn[0][f"config/{key}"].iloc[0] for key in keys} | {"seed": 1, "noise_std": 0.1}
+    data = datasets.load(config)
     factors = (0.2, 1.0, 5.0)
     figure, axes = plt.subplots(3, 4, figsize=(WIDTH, 5.2), sharex=True)
     for label, row in enumerate(axes):
@@ -180,7 +182,7 @@ def data_example(experiments, args):
         row[0].set_ylabel(f"{CLASSES[label]}\namplitude")
         for axis, factor in zip(row[1:], factors, strict=True):
             with torch.no_grad():
-                power = DifferentiableSpectrogram(hop_length=1, init_lambd=factor * space["sigma_ref"])(clip)
+                power = DifferentiableSpectrogram(hop_length=1, init_lambd=factor * config["sigma_ref"])(clip)
             axis.imshow(power, origin="lower", aspect="auto", cmap="cividis", extent=(0, len(clip), 0, 0.5))
             if label == 0:
                 axis.set_title(rf"$\lambda$ = {factor:g} $\sigma_{{ref}}$")
@@ -244,8 +246,10 @@ def convergence(experiments, args):
             settled = runs["settled"].fillna(np.inf).median()
             told = f"settled by epoch {settled:.0f}" if np.isfinite(settled) else "still moving"
             axis.plot([], [], color=color, linestyle=style, label=f"from {init:.3g}: {told}")
-        if in_samples(trials):
-            axis.axhline(search_spaces.SIGMA_REF, color="black", linewidth=1, linestyle="-.", label=r"$\sigma_{ref}$")
+        if "config/sigma_ref" in trials:
+            axis.axhline(
+                trials["config/sigma_ref"].iloc[0], color="black", linewidth=1, linestyle="-.", label=r"$\sigma_{ref}$"
+            )
         axis.set(
             xscale="symlog",
             yscale="log",
@@ -308,7 +312,4 @@ FIGURES = {
 }
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"produce_figures.py: {error}")
+    run(main)

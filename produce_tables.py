@@ -8,16 +8,13 @@ the 95 % interval of the mean. Differences are taken within runs, whose two tria
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from datasets import InputError
+from config import InputError, run
 from results import Storage, write_whole
-from search_spaces import SIGMA_REF
 from summary import (
     EXPERIMENTS,
     add_epochs,
@@ -212,11 +209,12 @@ def claims(name, trials):
             least, claim = 0, f"more accurate than the baseline from a poor window, {init}"
         values = interval(paired(dmel, baseline, "accuracy"))
         yield verdict(name, claim, f"{told(values, '+z.1f')} points", values, least=least)
-    for _, dmel, _ in cells(trials):
-        init = dmel["init_window"].iloc[0] if len(dmel) else SIGMA_REF
-        if "time_frequency" in name and not SIGMA_REF / NEAR < init < SIGMA_REF * NEAR:
-            values, claim = interval(dmel["window"]), f"comes near λ = {SIGMA_REF} from {init:.1f}"
-            yield verdict(name, claim, f"λ = {told(values)}", values, SIGMA_REF / NEAR, SIGMA_REF * NEAR)
+    if "config/sigma_ref" in trials and in_samples(trials):
+        sigma = trials["config/sigma_ref"].iloc[0]
+        for _, dmel, _ in cells(trials):
+            if len(dmel) and not sigma / NEAR < (init := dmel["init_window"].iloc[0]) < sigma * NEAR:
+                values, claim = interval(dmel["window"]), f"comes near λ = {sigma:g} from {init:.1f}"
+                yield verdict(name, claim, f"λ = {told(values)}", values, sigma / NEAR, sigma * NEAR)
     if "seconds" in trials and len(ratios := fixed_runs(trials)):
         values, claim = interval(ratios), f"costs less than {A_FEW} fixed windows"
         yield verdict(name, claim, f"as much as {told(values)}", values, most=A_FEW)
@@ -240,9 +238,4 @@ def told(values, form=".1f"):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"produce_tables.py: {error}")
-    except BrokenPipeError:  # produce_tables.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    run(main)

@@ -1,226 +1,302 @@
 """What an experiment leaves in its folder RAY_RESULTS/NAME, written by main.py and read by the scripts after it.
 
-experiment.json   the search space, and for every batch of runs: seeds, versions, git commit, hardware, command
-seeds_0-9/        one Ray Tune experiment per batch: a folder per trial, with progress.csv and checkpoints
+experiment.json   the plan: search space, identity of the data, the config of every trial by its key, how it was run
+trials/KEY.pt     a trial: config, history with a row per epoch, best network, and what it takes to go on with it
+trials/KEY.txt    why the trial failed, where it did
+ray/              what Ray Tune logs of each start, for TensorBoard; nothing else reads it
 NAME.csv          one row per finished trial, by predict_test.py
 epochs.csv        λ and seconds of their epochs, by predict_test.py; trial is the index of NAME.csv
 
-RAY_RESULTS is a folder, or the URI of any storage that Ray accepts, such as s3://bucket/results.
+RAY_RESULTS is a folder, or the URI of any storage that Ray accepts, such as s3://bucket/results. Every file is replaced
+whole, and none is unpickled: what stands in it cannot run.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import filelock
 import pandas as pd
-import torch
+import pydantic
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
-from ray import tune
 
-from datasets import InputError
+from config import InputError, trial_key, whole_file
 
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
-CHECKPOINT_FILE = "trial.pt"  # in every checkpoint folder: what train.py's snapshot() gave
+SCRIPTS = ("dmel.py", "models.py", "train.py", "datasets.py", "recordings.py")  # they make the numbers
 RECORD, TABLE, EPOCHS = "{0}/experiment.json", "{0}/{0}.csv", "{0}/epochs.csv"  # files of an experiment, by its name
+NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+class Damaged(Exception):
+    """A file of a trial is not what was written; the message says in what way."""
+
+
+class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
+    """The content of experiment.json."""
+
+    version: Literal[1] = 1
+    search_space: dict[str, Any]  # see config.describe
+    data: dict[str, int | str] | None = None  # of recordings: clips, their number, and identity, see recordings.py
+    batches: list[dict[str, Any]]  # seeds, n_trials and provenance() of each start that added trials
+    trials: dict[str, dict[str, Any]]  # config by key
+    checksum: str = ""  # of all else
+
+    def checksum_now(self):
+        text = json.dumps(self.model_dump(exclude={"checksum"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def is_intact(self):
+        keys = all(trial_key(config) == key for key, config in self.trials.items())
+        return keys and self.checksum == self.checksum_now()
+
+    def keep_to(self, recordings, name, place):
+        """Raises InputError where recordings are not those that the plan was made on; a new plan takes them."""
+        found = recordings and {"clips": len(recordings.clips), "identity": recordings.identity}
+        if not self.checksum:
+            self.data = found
+        if found != self.data:
+            there, here = (f"{data['clips']} recordings ({data['identity'][:12]})" for data in (self.data, found))
+            remedy = "bring the first ones back, or choose another --name"
+            raise InputError(
+                f"{name} was begun on {there}, and '{place}' has {here}, or their labels differ: {remedy}."
+            )
 
 
 class Experiment:
-    """The folder of one experiment; record["batches"] lists its batches of runs, in the order they were started.
+    """The folder of one experiment, which need not be there yet."""
 
-    restart: rename the folder first, if there is one; aside is then its new name.
-    """
-
-    def __init__(self, results_dir, name, restart=False):
+    def __init__(self, results_dir, name):
+        if not NAME.fullmatch(name):
+            message = "letters, digits, _ and - make a name, and dots inside it"
+            raise InputError(f"'{name}' cannot be the name of an experiment: {message}.")
         self.name = name
         self.storage = Storage(results_dir)
-        self.address = f"{self.storage.address}/{name}"  # for people and for Ray
-        aside = f"{name}.{time.strftime('%Y%m%d-%H%M%S')}"
-        self.aside = aside if restart and self.storage.rename(name, aside) else None
-        try:
-            text = self.storage.read(RECORD.format(name))
-            self.record = None if text is None else json.loads(text)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot read {self.address}/experiment.json ({error}): start anew with --restart."
-            ) from None
+        self.address = f"{self.storage.address}/{name}"  # for people
 
-    def claim(self, search_space):
-        """Makes sure that the folder is free or belongs to the same search space, given in plain values."""
-        if self.record is None:
-            self.record = {"search_space": search_space, "batches": []}
-        old = self.record["search_space"]
-        differences = [
-            f"{key}: {old.get(key, 'absent')} there, {search_space.get(key, 'absent')} now"
-            for key in sorted(old.keys() | search_space.keys())
-            if old.get(key) != search_space.get(key)
-        ]
-        if differences:
-            raise InputError(
-                f"{self.address} holds another experiment ({'; '.join(differences)}): choose another --name, such as "
-                f"{self.name}_2, or move it aside with --restart."
-            )
-
-    def add_batch(self, seeds, n_cells):
-        """Records a new batch of runs of a grid of n_cells, before it starts, and returns it."""
-        folder = f"seeds_{seeds[0]}-{seeds[-1]}"
-        batch = {"folder": folder, "seeds": seeds, "n_trials": n_cells * len(seeds), **provenance()}
-        self.record["batches"].append(batch)
+    @contextlib.contextmanager
+    def alone(self):
+        """Keeps other processes out for as long as it lasts; raises InputError where one is in. A URI has no lock."""
+        if not self.storage.is_local:
+            yield
+            return
+        lock = filelock.FileLock(self.storage.path(f".{self.name}.lock"))  # freed when its process ends, in any way
         try:
-            self.storage.write(RECORD.format(self.name), json.dumps(self.record, indent=2) + "\n")
+            os.makedirs(self.storage.root, exist_ok=True)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            message = "another main.py or predict_test.py works there: wait for its end"
+            raise InputError(f"{self.address} is in use: {message}, or choose another --name.") from None
+        except OSError as error:
+            raise InputError(f"cannot write {self.address} ({error}): name another results folder.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def read_plan(self):
+        """The Plan, None where there is none."""
+        try:
+            content = self.storage.read(RECORD.format(self.name))
+            if content is None:
+                return None
+            document = json.loads(content)
+            if "batches" in document and "version" not in document:
+                raise ValueError("it is of an earlier version of these scripts, with trials in folders seeds_A-B")
+            plan = Plan.model_validate(document)
+            if not plan.is_intact():
+                raise ValueError("its content does not match its checksum")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            place, remedy = f"{self.address}/experiment.json", "restore it, or start anew with main.py --restart"
+            raise InputError(f"{place} cannot be used ({first_line(error)}): {remedy}.") from None
+        return plan
+
+    def write_plan(self, plan):
+        plan.checksum = plan.checksum_now()
+        try:
+            self.storage.write(RECORD.format(self.name), json.dumps(plan.model_dump(), indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {self.address} ({error}): choose another --ray_root_dir.") from None
-        return batch
 
-    def seeds(self):
-        return {seed for batch in self.record["batches"] for seed in batch["seeds"]}
+    def move_aside(self):
+        """Renames the folder, if there is one, and returns its new name."""
+        aside = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        return aside if self.storage.rename(self.name, aside) else None
 
-    def trials(self, batch):
-        """Results of a batch's trials, tune.Result each, in order; empty where Ray had not yet written any."""
-        folder = f"{self.name}/{batch['folder']}"
-        if not any(name.startswith("experiment_state-") for name in self.storage.list(folder)):
-            return []
+    # Trials
+
+    def read_trial(self, key):
+        """What write_trial was given, None where there is no such file; raises Damaged where it is something else."""
+        import torch  # here, as tables do without
+
         try:
-            analysis = tune.ExperimentAnalysis(self.storage.path(folder), storage_filesystem=self.storage.filesystem)
-            return sorted(tune.ResultGrid(analysis), key=lambda trial: trial.path)
-        except Exception as error:  # whatever a damaged file brings about
-            place = f"{self.address}/{batch['folder']}"
-            message = f"cannot read what Ray left in {place} ({error!r:.200}): start anew with --restart."
-            raise InputError(message) from None
+            content = self.storage.read(self._trial(key))
+            if content is None:
+                return None
+            with zipfile.ZipFile(io.BytesIO(content)) as file:
+                if broken := file.testzip():
+                    raise ValueError(f"{broken} does not match its checksum")
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if trial_key(state["config"]) != key or not {"history", "finished", "best_net"} <= state.keys():
+                raise ValueError("it holds another trial")
+        except Exception as error:  # a file of something else can fail in every way
+            raise Damaged(f"{self.address}/trials/{key}.pt is damaged ({first_line(error)})") from None
+        return state
 
-    def history(self, trial):
-        """Reports of a trial, the last one of each epoch, in order, and the number of all in its result.json."""
-        folder = os.path.relpath(trial.path, self.storage.root)
-        lines = (self.storage.read(f"{folder}/result.json") or "").splitlines()
-        return epochs(lines), len(lines)
+    def write_trial(self, key, state):
+        """Replaces the trial's file; state: tensors and plain values, with config, history, finished and best_net."""
+        import torch
 
-    def is_finished(self, batch):
-        """Whether all trials of a batch are; Ray makes the later ones of a large grid only as it gets to them."""
-        return sum(map(finished, self.trials(batch))) == batch["n_trials"]
+        content = io.BytesIO()
+        torch.save(state, content)
+        self.storage.write(self._trial(key), content.getbuffer())
 
-    def tidy(self):
-        """Leaves each epoch once in progress.csv and result.json of finished trials: interrupted ones repeated some."""
-        for batch in self.record["batches"]:
-            for trial in filter(finished, self.trials(batch)):
-                folder = os.path.relpath(trial.path, self.storage.root)
-                history, n_lines = self.history(trial)
-                # From a checkpoint Ray goes on in the old progress.csv, though with other columns.
-                restored = any(report["iterations_since_restore"] < report["training_iteration"] for report in history)
-                if len(history) < n_lines or restored:
-                    table = pd.json_normalize(history, sep="/").to_csv(index=False)
-                    text = "".join(json.dumps(report) + "\n" for report in history)
-                    self.storage.write(f"{folder}/progress.csv", table)
-                    self.storage.write(f"{folder}/result.json", text)
+    def finished(self, plan):
+        """Keys of the trials that have been trained to their end; says which files are damaged."""
+        keys = []
+        for key in plan.trials:
+            try:
+                state = self.read_trial(key)
+            except Damaged as damage:
+                print(f"warning: {damage}: that trial is trained anew", file=sys.stderr)
+                continue
+            if state is not None and state["finished"]:
+                keys.append(key)
+        return keys
 
+    def write_failure(self, key, text):
+        """Leaves word of why a trial failed; without text takes it back."""
+        name = f"{self.name}/trials/{key}.txt"
+        with contextlib.suppress(OSError):  # the trial's own failure counts, not that of writing it down
+            self.storage.write(name, text) if text else self.storage.remove(name)
 
-class KeepReports(tune.Callback):
-    """Stores a trial's reports before it starts again: Ray goes on with those stored last and loses newer ones."""
+    def has_failed(self, key):
+        return self.storage.exists(f"{self.name}/trials/{key}.txt")
 
-    def on_trial_start(self, iteration, trials, trial, **info):
-        for name in ("result.json", "progress.csv"):
-            newest, stored = Path(trial.local_path, name), f"{trial.storage.trial_fs_path}/{name}"
-            if newest.exists():
-                with contextlib.suppress(OSError):  # rather lose some reports than end the run
-                    copy_files(str(newest), stored, destination_filesystem=trial.storage.storage_filesystem)
+    def clean(self):
+        """Removes what interrupted writes left."""
+        for name in self.storage.list(f"{self.name}/trials"):
+            if name.endswith(".tmp"):
+                self.storage.remove(f"{self.name}/trials/{name}")
+
+    def _trial(self, key):
+        return f"{self.name}/trials/{key}.pt"
 
 
 class Storage:
-    """Text files below a folder, given as a path or as a URI."""
+    """Files below a folder, given as a path or as a URI."""
 
     def __init__(self, root):
         try:
-            if "://" in str(root):
-                self.filesystem, self.root = FileSystem.from_uri(root)
-                self.address = root.rstrip("/")
-            else:
+            if "://" not in str(root):
                 self.filesystem, self.root = LocalFileSystem(), str(Path(root).absolute())
                 self.address = self.root
+            else:  # what follows ? in a URI are the filesystem's settings, and before @ may stand a password
+                self.filesystem, path = FileSystem.from_uri(str(root))
+                self.root = path.rstrip("/")
+                self.address = f"{urlsplit(str(root)).scheme}://{self.root}"
+            self.is_local = isinstance(self.filesystem, LocalFileSystem)
         except (ValueError, OSError) as error:
-            raise InputError(
-                f"cannot use '{root}' for results ({error}): name a folder or a URI that Ray accepts."
-            ) from None
+            message = f"cannot use '{root}' for results ({first_line(error)}): name a folder or a URI that Ray accepts"
+            raise InputError(f"{message}.") from None
 
     def path(self, name):
         return f"{self.root}/{name}"
 
+    def exists(self, name):
+        return self.filesystem.get_file_info(self.path(name)).type != FileType.NotFound
+
     def read(self, name):
-        """Content of a file, None where there is none."""
-        if self.filesystem.get_file_info(self.path(name)).type == FileType.NotFound:
+        """Content of a file as bytes, None where there is none."""
+        if not self.exists(name):
             return None
         with self.filesystem.open_input_stream(self.path(name)) as stream:
-            return stream.read().decode()
+            return stream.read()
 
     def read_table(self, name, **options):
         """A CSV file as a DataFrame, None where there is none; options: those of pandas.read_csv."""
-        text = self.read(name)
-        return None if text is None else pd.read_csv(io.StringIO(text), **options)
+        content = self.read(name)
+        return None if content is None else pd.read_csv(io.BytesIO(content), **options)
 
-    def write(self, name, text):
-        """Writes a file in one piece: beside its place first, then renamed."""
-        path = self.path(name)
-        temporary = f"{path}.{os.getpid()}.tmp"
-        self.filesystem.create_dir(os.path.dirname(path), recursive=True)
-        try:
-            with self.filesystem.open_output_stream(temporary) as stream:
-                stream.write(text.encode())
-            self.filesystem.move(temporary, path)
-        except BaseException:
-            if self.filesystem.get_file_info(temporary).type != FileType.NotFound:
-                self.filesystem.delete_file(temporary)
-            raise
+    def write(self, name, content):
+        """Replaces a file, whole; content: bytes or text."""
+        content, path = content.encode() if isinstance(content, str) else content, self.path(name)
+        if self.is_local:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with whole_file(path) as file:
+                file.write(content)
+        else:  # an object appears when it is whole
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+
+    def remove(self, name):
+        """Removes a file, if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_file(self.path(name))
 
     def list(self, name=""):
-        """Names of what a folder holds."""
+        """Names of what a folder holds, hidden files left out."""
         selector = FileSelector(self.path(name), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        names = sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        return [name for name in names if not name.startswith(".")]
 
     def rename(self, old, new):
         """Renames a folder; False where there is none."""
-        if self.filesystem.get_file_info(self.path(old)).type == FileType.NotFound:
+        if not self.exists(old):
             return False
         try:
-            self.filesystem.move(self.path(old), self.path(new))
+            if self.is_local:
+                os.rename(self.path(old), self.path(new))
+            else:
+                copy_files(
+                    self.path(old),
+                    self.path(new),
+                    source_filesystem=self.filesystem,
+                    destination_filesystem=self.filesystem,
+                )
+                self.filesystem.delete_dir(self.path(old))
         except OSError as error:
             raise InputError(f"{self.address}/{old} cannot be renamed ({error}): choose another --name.") from None
         return True
 
 
-def finished(trial):
-    """Whether a trial trained to its end: Ray also calls an interrupted one terminated."""
-    return trial.error is None and bool(trial.metrics) and bool(trial.metrics.get("finished"))
+def first_line(error):
+    """What an exception says, in one line."""
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return " ".join((str(error).strip() or repr(error)).split())[:300]
 
 
-def epochs(lines):
-    """Reports of a result.json, the last one of each epoch, in order."""
-    reports = {}
-    for line in lines:
-        with contextlib.suppress(ValueError):  # cut short by an interruption
-            report = json.loads(line)
-            reports[report["training_iteration"]] = report
-    return [reports[epoch] for epoch in sorted(reports)]
+def scripts():
+    """Hash of each script that makes the numbers."""
+    paths = [Path(__file__).with_name(name) for name in SCRIPTS]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in paths if path.exists()}
 
 
-def read_checkpoint(checkpoint):
-    """What train.py's snapshot() gave; raises InputError where the checkpoint holds no such thing."""
-    with checkpoint.as_directory() as folder:
-        try:
-            return torch.load(Path(folder, CHECKPOINT_FILE), map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a damaged file brings about
-            raise InputError(
-                f"{checkpoint.path}/{CHECKPOINT_FILE} cannot be read ({error!r:.200}): remove its trial."
-            ) from None
+def code():
+    """Hash of all scripts that make the numbers."""
+    return hashlib.sha256(json.dumps(scripts()).encode()).hexdigest()[:12]
 
 
 def provenance():
-    """What made a batch: command, versions, git commit, hardware."""
+    """What made a batch: command, versions, git commit, hashes of the scripts, hardware."""
+    import torch
+
     commit = ""
     if shutil.which("git"):
         command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
@@ -229,6 +305,7 @@ def provenance():
     return {
         "command": shlex.join(["python", *sys.argv]),
         "git_commit": commit or "not a git checkout",
+        "scripts": scripts(),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "hardware": {

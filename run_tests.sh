@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the test suite: sh run_tests.sh [flags of pytest]
+# Runs the tests that take a few minutes together, or with --slow all of them: sh run_tests.sh [--slow] [flags of pytest]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 REQUIREMENTS="requirements.txt requirements-dev.txt"

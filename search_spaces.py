@@ -12,40 +12,6 @@ from ray import tune
 from datasets import DATASETS, SAMPLE_RATE
 from dmel import WINDOW_SIGMAS
 
-# Every key that a search space may have; any other is refused.
-KEYS = {
-    "dataset_name": "time_frequency or a name in DATASETS of datasets.py",
-    "model_name": "a network of models.py",
-    "n_mels": "number of mel filters",
-    "hop_length": "step between frames, in samples",
-    "energy_normalize": "True: the network sees the logarithm of the mel spectrogram, False: the mel spectrogram",
-    "optimized": "True: window and FFT as long as 6λ needs, False: as the whole clip, always",
-    "continuous": "True: the mel spectrogram does not jump where the FFT size doubles (default False)",
-    "normalize_window": "divide the window by the root of its energy",
-    "augment": "SpecAugment in panns_cnn6",
-    "pretrained": "start panns_cnn6 from the published AudioSet weights",
-    "checkpoint_path": "file with these weights",
-    "optimizer_name": "adam or sgd",
-    "lr_model": "learning rate of the network",
-    "lr_tf": "learning rate of λ",
-    "batch_size": "clips per step",
-    "trainable": "True: λ is trained (DMEL), False: it stays at init_lambd (baseline)",
-    "max_epochs": "epochs at most",
-    "patience": "epochs without a lower validation loss after which a trial ends",
-    "device": "cuda:0 or cpu; without a CUDA device the CPU is taken",
-    "tf32": "True: convolutions and products of a GPU in TF32, quicker and less exact (default False)",
-    "bf16": "True: the network behind the layer in bfloat16, quicker and less exact (default False)",
-    "resample_rate": "sample rate of the clips, Hz",
-    "init_lambd": "λ to start from, in samples: resample_rate · window length in seconds / 6",
-    "n_points": "samples per clip",
-    "n_samples": "time_frequency: number of clips drawn",
-    "noise_std": "time_frequency: noise is uniform from 0 to this",
-    "sigma_ref": "time_frequency: width of a pulse, in samples",
-    "center_offset": "time_frequency: displace the pulses at random in time and frequency",
-    "split": "division of recordings: a name in DATASETS of datasets.py or {'train': [groups], 'valid': …, 'test': …}",
-    "seed": "given by main.py: --seed for the first run, one more for each further run",
-}
-
 WINDOW_SECONDS = (0.010, 0.035, 0.300)
 SIGMA_REF = 6.38  # samples, about sqrt(128 / π): a pulse is as wide in time as in frequency
 COMMON = {

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from datasets import InputError
+from config import InputError
 from dmel import WINDOW_SIGMAS
 from results import EPOCHS, RECORD, TABLE
 

@@ -3,61 +3,41 @@
     config = {"dataset_name": "time_frequency", ...}
     train(config, datasets.load(config), lambda metrics, snapshot: print(metrics))
 
-The keys of a config are those of search_spaces.KEYS, each with one value.
+The keys of a config are those of config.py. What snapshot() gives after an epoch goes on from there, bit by bit.
 """
 
 import copy
 import math
 import os
-import re
 import sys
+import time
 
 import psutil
 import torch
 
+import datasets
 import dmel
 import models
-from datasets import InputError
+from config import complete
 
 FEATURE_MEMORY = 0.5  # share of a trial's free memory that the features of a fixed window may take
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-LIMITS = {  # key: least value, kind
-    "batch_size": (1, int),
-    "max_epochs": (1, int),
-    "patience": (1, int),
-    "n_mels": (1, int),
-    "hop_length": (1, int),
-    "n_points": (2, int),
-    "resample_rate": (2, int),
-    "n_samples": (10, int),  # a tenth is for validation
-    "seed": (0, int),
-    "init_lambd": (0.5, float),  # samples; below, the window is an impulse and λ stays there
-    "lr_model": (0, float),
-    "lr_tf": (0, float),
-    "noise_std": (0, float),
-    "sigma_ref": (0.1, float),
-}
-FLAGS = {
-    *("trainable", "energy_normalize", "optimized", "normalize_window"),
-    *("continuous", "augment", "pretrained", "center_offset", "tf32", "bf16"),
-}
-TRIAL_KEYS = ("batch_size", "max_epochs", "patience", "device")  # read here, beside those of networks and optimizers
-PULSES_KEYS = ("n_samples", "n_points", "noise_std", "sigma_ref", "center_offset")
 
 
 def train(config, data, report, state=None):
     """Trains until max_epochs, or until patience epochs have passed without a lower validation loss.
 
     data: datasets.Data. state: what snapshot() gave after an epoch, to go on from there.
-    report(metrics, snapshot) is called after each epoch. metrics: loss, valid_loss (means over examples), valid_acc,
-    best_valid_loss, best_valid_acc (accuracy at the lowest loss), lambd_est, best_lambd_est (λ in samples, with its
-    sign), energy (mean over training batches of the summed features), lacked_memory (for what with_features keeps),
-    finished. snapshot() gives all that the trial's future depends on, as tensors and numbers; its entry best_net is the
-    network to test.
+    report(row, snapshot) is called after each epoch. row: training_iteration (epochs so far), loss, valid_loss (means
+    over examples), valid_acc, best_valid_loss, best_valid_acc (accuracy at the lowest loss), lambd_est, best_lambd_est
+    (λ in samples, with its sign), energy (mean over training batches of the summed features), lacked_memory (for what
+    with_features keeps), time_this_iter_s, finished. snapshot() gives, as tensors and plain values, config, history
+    (all rows), finished, best_net (the network to test) and, until finished, all that the trial's future depends on.
 
     Raises FloatingPointError where a loss is not finite.
     """
-    check(config)
+    given, config = config, check(config)
+    begin = time.perf_counter()
     torch.manual_seed(config["seed"])
     shuffle = torch.Generator().manual_seed(config["seed"])
     net, loss_function, device = prepare(config)
@@ -66,51 +46,58 @@ def train(config, data, report, state=None):
     if not config["trainable"]:
         data = with_features(data, net.spectrogram_layer, config["batch_size"])
     lambd = net.spectrogram_layer.lambd
-    epoch, stale_epochs, best, best_net = 0, 0, {"best_valid_loss": math.inf}, None
+    history, stale_epochs, best, best_net = [], 0, {"best_valid_loss": math.inf}, None
     if state is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-        epoch, stale_epochs, best, best_net = (state[key] for key in ("epoch", "stale_epochs", "best", "best_net"))
+        history, stale_epochs, best, best_net = (state[key] for key in ("history", "stale_epochs", "best", "best_net"))
         shuffle.set_state(state["shuffle"])
         set_random_state(state["random"], device)
+    finished = False
 
     def snapshot():
-        return {
+        result = {"config": given, "history": history, "finished": finished, "best_net": best_net}
+        future = {
             "net": net.state_dict(),
-            "best_net": best_net,
             "optimizer": optimizer.state_dict(),
-            "epoch": epoch,
             "stale_epochs": stale_epochs,
             "best": best,
             "shuffle": shuffle.get_state(),
             "random": random_state(device),
         }
+        return result if finished else result | future
 
-    while epoch < config["max_epochs"] and stale_epochs < config["patience"]:
+    while not finished:
         train_indices = data.splits["train"]
         order = train_indices[torch.randperm(len(train_indices), generator=shuffle).to(device)]
         loss, energy = train_epoch(net, loss_function, optimizer, data, order.split(config["batch_size"]))
         valid_loss, valid_acc = evaluate(net, loss_function, data, data.splits["valid"], config["batch_size"])
-        epoch += 1
+        epoch = len(history) + 1
         if not (math.isfinite(loss) and math.isfinite(valid_loss)):
             raise FloatingPointError(
-                f"epoch {epoch}: training loss {loss}, validation loss {valid_loss}, λ {lambd.item()}; config {config}"
+                f"epoch {epoch}: training loss {loss}, validation loss {valid_loss}, λ {lambd.item()}; config {given}"
             )
         stale_epochs += 1
         if valid_loss < best["best_valid_loss"]:
             best = {"best_valid_loss": valid_loss, "best_valid_acc": valid_acc, "best_lambd_est": lambd.item()}
             best_net = copy.deepcopy(net.state_dict())
             stale_epochs = 0
-        metrics = {
+        finished = epoch == config["max_epochs"] or stale_epochs == config["patience"]
+        row = {
+            "training_iteration": epoch,
             "loss": loss,
             "valid_loss": valid_loss,
             "valid_acc": valid_acc,
             "lambd_est": lambd.item(),
             "energy": energy,
             "lacked_memory": not config["trainable"] and data.features is None,
-            "finished": epoch == config["max_epochs"] or stale_epochs == config["patience"],
+            "finished": finished,
+            **best,
+            "time_this_iter_s": time.perf_counter() - begin,
         }
-        report(metrics | best, snapshot)
+        begin = time.perf_counter()
+        history.append(row)
+        report(row, snapshot)
 
 
 def prepare(config):
@@ -118,8 +105,9 @@ def prepare(config):
 
     Also sets for this process whether a GPU may round convolutions and products to TF32.
     """
+    config = complete(config)
     device = torch.device(config["device"] if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.get("tf32", False)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config["tf32"]
     net, loss_function = models.build(config)
     # On a CPU convolutions are quicker with the channels last in memory.
     net.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.preserve_format)
@@ -211,34 +199,9 @@ def set_random_state(state, device):
 
 
 def check(config):
-    """Raises InputError where a config cannot be trained, as far as that can be told without its data."""
-    try:
-        if config["optimizer_name"] not in OPTIMIZERS:
-            raise InputError(f"config: optimizer_name '{config['optimizer_name']}' is not one of {list(OPTIMIZERS)}.")
-        for key in TRIAL_KEYS + (PULSES_KEYS if config["dataset_name"] == "time_frequency" else ()):
-            config[key]
-        for key in config.keys() & LIMITS.keys():
-            check_number(key, config[key], *LIMITS[key])
-        for key in config.keys() & FLAGS:
-            if not isinstance(config[key], bool):
-                raise InputError(f"config: {key} must be True or False, not {config[key]!r}.")
-        for key in ("hop_length", "init_lambd"):
-            if config[key] > config["n_points"]:
-                raise InputError(f"config: {key} {config[key]} is longer than a clip of {config['n_points']} samples.")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", str(config["device"])):
-            raise InputError(f"config: device '{config['device']}' must be cpu, cuda or cuda:0 and so on.")
-        with torch.device("meta"):  # shapes without memory
-            net, _ = models.build(config)
-        make_optimizer(net, config)
-    except KeyError as error:
-        raise InputError(f"config: key {error} is missing: add it to the search space.") from None
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
-def check_number(key, value, minimum, kind):
-    """Raises InputError where a value is not a number of its kind, finite and large enough."""
-    numbers = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numbers) or not (minimum <= value < math.inf):
-        what = "a whole number" if kind is int else "a finite number"
-        raise InputError(f"config: {key} must be {what} of {minimum} or more, not {value!r}.")
+    """The complete config; raises InputError where it cannot be trained, as far as that shows without its data."""
+    config = complete(config)
+    datasets.check(config)
+    with torch.device("meta"):  # shapes without memory
+        models.build(config)
+    return config

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 import datasets
-from recordings import Recordings
 
 
 def medians(args, *functions):
@@ -47,4 +46,4 @@ def recordings_of(space, args):
     if recordings is None or not args.complete:
         return recordings
     repeated = np.arange(datasets.DATASETS[space["dataset_name"]].n_recordings) % len(recordings.clips)
-    return Recordings(*(array[repeated] for array in recordings[:3]))
+    return datasets.Recordings(*(array[repeated] for array in recordings[:3]))

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import datasets
 import dmel
-import main
 import search_spaces
 import train
 from benchmarks import clip_by_clip
 from benchmarks.measure import forward_backward, fresh_process, medians, recordings_of
+from config import read_search_space
 
 PRECISIONS = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"bf16": True}}
 
@@ -26,7 +26,7 @@ def epoch(args):
     """An epoch, s; the first one also warms up and computes the features of a fixed window"""
     for name in args.experiments:
         is_slow = args.device == "cpu" and "esc50" in name  # a minute an epoch, whatever the window
-        space = main.select_search_space(name)(2 if args.tiny or is_slow else 4)
+        space = read_search_space(name, 2 if args.tiny or is_slow else 4)
         windows = space["init_lambd"]["grid_search"][: 1 if is_slow or args.tiny else None]
         with fresh_process() as pool:
             for trainable, lambd in itertools.product((True, False), windows):
@@ -61,7 +61,7 @@ def clip_by_clip_times(config, args):
 def step(args):
     """A training step of panns_cnn6 on 32 clips of 5 s, window 35 ms, and the layer alone, ms"""
     for precision, keys in PRECISIONS.items():
-        config = {**search_spaces.esc50(1), "init_lambd": 46.7, "trainable": True, "lr_tf": 0.0, **keys}
+        config = {**search_spaces.esc50(1), "init_lambd": 46.7, "trainable": True, "lr_tf": 0.0, "seed": 0, **keys}
         config["device"] = args.device
         clips = torch.randn(2 if args.tiny else config["batch_size"], config["n_points"], device=args.device)
         net, *others = train.prepare(config)
@@ -82,7 +82,7 @@ def step_of(config, clips, net, loss_function, device):
 def operators(args):
     """Operators that one training step starts, window trained, on one batch; views and allocations left out"""
     for space in (search_spaces.time_frequency, search_spaces.audio_mnist, search_spaces.esc50):
-        config = {**space(1), "trainable": True, "lr_tf": 0.0, "device": "cpu"}  # the same on every machine
+        config = {**space(1), "trainable": True, "lr_tf": 0.0, "seed": 0, "device": "cpu"}  # the same on every machine
         config["init_lambd"] = config["init_lambd"]["grid_search"][1]
         clips = torch.randn(2 if args.tiny else config["batch_size"], config["n_points"])
         net, *others = train.prepare(config)

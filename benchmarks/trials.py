@@ -1,7 +1,5 @@
 """The sections that run trials through Ray."""
 
-import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -12,28 +10,31 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import ray
 from ray import tune
 
 import datasets
 import main
-import recordings
 import search_spaces
 from benchmarks.measure import recordings_of
+from config import read_search_space
+from recordings import cache_path, write_cache
+from results import Experiment
 
 
 def start(args):
     """Start of a trial, s: what it takes beyond an empty one of Ray's and beyond its epochs"""
-    space = {**search_spaces.time_frequency(1), "init_lambd": 6.38, "trainable": True}
+    config = {**search_spaces.time_frequency(1), "init_lambd": 6.38, "trainable": True}
     n = 2 if args.tiny else 8
-    seeds = {"seed": tune.grid_search(list(range(n)))}
-    trial = tune.with_parameters(main.run_trial, recordings=None)
-    with cluster():
-        run(do_nothing, seeds)  # workers start
-        empty, one, three = (
-            timed(run, function, {**space, **seeds, "max_epochs": n_epochs})[0] / n
-            for function, n_epochs in ((do_nothing, 0), (trial, 1), (trial, 3))
-        )
+    with main.cluster(), tempfile.TemporaryDirectory() as folder:
+        settings = {"save_seconds": 10, "code": "", "logs": ""}
+        experiment = Experiment(folder, "start")
+        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, settings=settings)
+        run(do_nothing, {"config": tune.grid_search([{}] * n)})  # workers start
+        times = []
+        for function, n_epochs in ((do_nothing, 1), (trial, 1), (trial, 3)):
+            configs = [{**config, "max_epochs": n_epochs, "seed": seed} for seed in range(n)]
+            times.append(timed(run, function, {"config": tune.grid_search(configs)})[0] / n)
+    empty, one, three = times
     epoch = (three - one) / 2
     yield {"empty trial": empty, "trial of one epoch": one, "epoch": epoch, "start": one - epoch - empty}
 
@@ -42,10 +43,9 @@ def copies(args):
     """Memory for the data, two trials at a time on one node, MiB"""
     shape = (500 if args.tiny else 10000, 8000)
     clips = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    speakers = np.arange(len(clips)) % 60 + 1
-    data = recordings.Recordings(clips, np.zeros(len(clips), np.int64), speakers)
-    with cluster():
-        trial = tune.with_parameters(touch, recordings=data)
+    recordings = datasets.Recordings(clips, np.zeros(len(clips), np.int64), np.arange(len(clips)) % 60 + 1)
+    with main.cluster():
+        trial = tune.with_parameters(touch, recordings=recordings)
         results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
     for i, result in enumerate(results):
         yield {"trial": i, "data": clips.nbytes / 2**20, "its own memory for it": result.metrics["own"] / 2**20}
@@ -66,8 +66,9 @@ def grid(args):
                 if args.complete:
                     environment.pop("DMEL_CACHE_DIR", None)  # the cache was laid out in data_dir
                 wall, _ = timed(subprocess.run, command, check=True, capture_output=True, env=environment)
-                reports = [path.read_text().splitlines() for path in Path(folder, name).glob("*/*/result.json")]
-            epochs = [[json.loads(report)["time_this_iter_s"] for report in trial[1:]] for trial in reports]
+                experiment = Experiment(folder, name)
+                histories = [experiment.read_trial(key)["history"] for key in experiment.read_plan().trials]
+            epochs = [[row["time_this_iter_s"] for row in history[1:]] for history in histories]
             per_epoch = sum(map(statistics.median, epochs)) / n
             yield {
                 "experiment": name,
@@ -80,25 +81,16 @@ def grid(args):
 
 def complete_data(name, args, folder):
     """Writes the cache of the repeated recordings into a data folder and returns that."""
-    space = main.select_search_space(name)(1)
-    repeated = recordings_of(space, args)
-    if repeated is not None:
-        rows = [["", 0, 0, *row] for row in zip(repeated.labels.tolist(), repeated.groups.tolist(), strict=True)]
+    space = read_search_space(name, 1)
+    recordings = recordings_of(space, args)
+    if recordings is not None:
+        rows = [["", 0, 0, *row] for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)]
         name, sample_rate, n_points = space["dataset_name"], space["resample_rate"], space["n_points"]
-        cache = recordings.cache_path(folder / name, name, sample_rate, n_points)
+        cache = cache_path(folder / name, name, sample_rate, n_points)
         cache.parent.mkdir(parents=True)
         index = {"sample_rate": sample_rate, "n_points": n_points, "rows": rows}
-        recordings.write_cache(cache, index, (clip for clip in repeated.clips))
+        write_cache(cache, index, (clip for clip in recordings.clips))
     return folder
-
-
-@contextlib.contextmanager
-def cluster():
-    main.connect(None)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def run(trainable, space, cpus=None):

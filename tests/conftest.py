@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,18 @@ SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golde
 
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        items[:], slow = [
+            [item for item in items if bool(item.get_closest_marker("slow")) == is_slow] for is_slow in (False, True)
+        ]
+        config.hook.pytest_deselected(items=slow)
 
 
 @pytest.fixture(autouse=True)
@@ -98,12 +109,9 @@ def tiny_folds(max_epochs):
 
 
 class Project:
-    """A copy of the scripts in a folder of its own, with further experiments in search_spaces.py.
+    """A copy of the scripts in a folder of its own, with further experiments in search_spaces.py."""
 
-    constants: new values of constants in main.py, by name.
-    """
-
-    def __init__(self, folder, spaces=TINY_SPACES, **constants):
+    def __init__(self, folder, spaces=TINY_SPACES):
         self.folder = folder
         folder.mkdir(exist_ok=True)
         for pattern in ("*.py", "*.sh", "*.txt"):
@@ -112,11 +120,6 @@ class Project:
         shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", dirs_exist_ok=True)
         with open(folder / "search_spaces.py", "a") as file:
             file.write(spaces)
-        script = folder / "main.py"
-        for name, value in constants.items():
-            text, n_found = re.subn(rf"^{name} = \S+", f"{name} = {value}", script.read_text(), flags=re.MULTILINE)
-            assert n_found == 1, name
-            script.write_text(text)
 
     def run(self, *command, check=True, **environment):
         """Runs `python script ...`, `python -m ...` or `sh script ...`; the finished process, its output as text."""
