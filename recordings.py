@@ -111,9 +111,9 @@ def list_esc50(folder):
     table, audio = folder / "meta" / "esc50.csv", folder / "audio"
     if not table.is_file():
         raise InputError(f"{table}: is not a file: replace it by ESC-50's.")
-    text = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skip_blank_lines": False}
     try:
-        entries = pd.read_csv(table, **text)[["filename", "fold", "target"]]
+        entries = pd.read_csv(table, dtype=str, keep_default_na=False, skip_blank_lines=False)
+        entries = entries[["filename", "fold", "target"]]
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         message = f"cannot be read as a CSV with filename, fold and target ({reason:.200})"

@@ -86,8 +86,14 @@ def test_damaged_tables_give_the_same_or_less_and_say_so(esc50, content):
 
 
 @some
-@given(line=st.integers(0, 11), column=st.integers(0, 2), value=st.integers(-1, 99), data=st.data())
-def test_fields_that_contradict_each_other_are_refused_by_line(esc50, line, column, value, data):
+@given(
+    line=st.integers(0, 11),
+    column=st.integers(0, 2),
+    value=st.integers(-1, 99),
+    empty_lines=st.integers(0, 2),
+    data=st.data(),
+)
+def test_fields_that_contradict_each_other_are_refused_by_line(esc50, line, column, value, empty_lines, data):
     rows = [list(row) for row in TABLE]
     if column == 0:
         parts = rows[line][0].removesuffix(".wav").split("-")
@@ -98,8 +104,10 @@ def test_fields_that_contradict_each_other_are_refused_by_line(esc50, line, colu
         rows[line][column] = data.draw(st.sampled_from([value, f" {value}", f"0{value}", f"{value}.0", "", "nan"]))
         if rows[line][column] == TABLE[line][column]:
             rows[line][column] = "x"
-    (esc50 / "meta" / "esc50.csv").write_text(text_of([HEADER, *rows]))
-    with pytest.raises(InputError, match=rf"esc50\.csv: line {line + 2}: .*replace the table by ESC-50's\.$"):
+    (esc50 / "meta" / "esc50.csv").write_text(text_of([HEADER]) + empty_lines * "\n" + text_of(rows))
+    with pytest.raises(
+        InputError, match=rf"esc50\.csv: line {line + 2 + empty_lines}: .*replace the table by ESC-50's\.$"
+    ):
         list_esc50(esc50)
 
 
