@@ -47,7 +47,10 @@ def refused(project, data_dir, url, *words, **options):
     assert (contents(data_dir) if data_dir.exists() else {}) == before
 
 
-@pytest.mark.parametrize("way", ["folder", "trailing slash", "link", "link and slash", "relative", "read-only"])
+SLOW_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in ("trailing slash", "link and slash", "relative")]
+
+
+@pytest.mark.parametrize("way", ["folder", "link", "read-only", *SLOW_WAYS])
 def test_source_is_copied_and_never_touched(project, source, tmp_path, way):
     (tmp_path / "link").symlink_to(source)
     (source / "data" / "28").rename(tmp_path / "28")
