@@ -3,70 +3,116 @@
 #
 #     sh download_data.sh [audio_mnist] [esc50]
 #
-# AUDIO_MNIST_URL and ESC50_URL name another git repository, or a local folder to copy.
+# AUDIO_MNIST_URL and ESC50_URL name another git repository, or a local folder to copy; links in it are followed, and
+# nothing is written to it.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 : "${DATA_DIR:=$here/data}"
 : "${AUDIO_MNIST_URL:=https://github.com/soerenab/AudioMNIST}"
 : "${ESC50_URL:=https://github.com/karolpiczak/ESC-50}"
-GIT_TERMINAL_PROMPT=0 # an unknown repository is an error, not a question for a password
-export GIT_TERMINAL_PROMPT
+case "$DATA_DIR" in -*) DATA_DIR=./$DATA_DIR ;; esac
+GIT_TERMINAL_PROMPT=0                      # an unknown repository is an error, not a question for a password
+GIT_ALLOW_PROTOCOL=file:git:http:https:ssh # and not ext, which runs a command
+export GIT_TERMINAL_PROMPT GIT_ALLOW_PROTOCOL
 
-fail() {
-    echo "download_data.sh: $1: set AUDIO_MNIST_URL and ESC50_URL to git URLs or local folders that can be read, or run" \
-        "\`sh doit.sh quick\`, which needs no download." >&2
+refuse() {
+    echo "download_data.sh: $*." >&2
     exit 1
 }
 
+fail() {
+    refuse "$1: set AUDIO_MNIST_URL and ESC50_URL to git URLs or local folders that can be read," \
+        "or run \`sh doit.sh quick\`, which needs no download"
+}
+
 url_of() {
-    case "$1" in
-    audio_mnist) echo "$AUDIO_MNIST_URL" ;;
-    esc50) echo "$ESC50_URL" ;;
-    *)
-        echo "download_data.sh: unknown dataset '$1': there are audio_mnist and esc50." >&2
-        exit 1
-        ;;
-    esac
+    case "$1" in audio_mnist) echo "$AUDIO_MNIST_URL" ;; esc50) echo "$ESC50_URL" ;; esac
+}
+
+place_of() {
+    case "$1" in audio_mnist) echo data ;; esc50) echo meta/esc50.csv ;; esac
 }
 
 is_folder() { # and not a bare git repository
     [ -d "$1" ] && ! { [ -f "$1/HEAD" ] && [ -d "$1/objects" ]; }
 }
 
+is_ready() { # a folder, a dataset: whether it holds recordings, or a cache of them
+    case "$2" in
+    audio_mnist) set -- "$1/$2"_*.npy "$1"/data/*/*.wav ;;
+    esc50) set -- "$1/$2"_*.npy "$1"/audio/* ;;
+    esac
+    for file; do
+        [ -e "$file" ] && return
+    done
+    return 1
+}
+
+is_there() {
+    [ -e "$1" ] || [ -L "$1" ]
+}
+
+temporary=
+clean_up() {
+    if [ -n "$temporary" ]; then
+        chmod -R u+w "$temporary" 2>/dev/null || :
+        rm -rf "$temporary"
+        temporary=
+    fi
+}
+trap clean_up EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 [ $# -gt 0 ] || set -- audio_mnist esc50
 missing=
 for name in "$@"; do
     url=$(url_of "$name")
-    rmdir "$DATA_DIR/$name" 2>/dev/null || : # an empty folder is none
-    if [ -d "$DATA_DIR/$name" ]; then
-        echo "$name: in $DATA_DIR/$name already"
+    target=$DATA_DIR/$name
+    [ -n "$url" ] || refuse "unknown dataset '$name': there are audio_mnist and esc50"
+    rmdir "$target" 2>/dev/null || : # an empty folder is none
+    if is_ready "$target" "$name"; then
+        echo "$name: in $target already"
         continue
     fi
+    is_there "$target" && refuse "$target is in the way, it is not a folder with recordings: remove it or set DATA_DIR"
     missing="$missing $name"
-    is_folder "$url" && continue
+    case "$url" in -*) fail "$name cannot be fetched from '$url', which begins with -" ;; esac
+    if is_folder "$url"; then
+        [ -e "$url/$(place_of "$name")" ] || fail "$url is not a copy of $name, it has no $(place_of "$name")"
+        continue
+    fi
     command -v git >/dev/null || fail "git is not installed, so $name could not be fetched from $url"
-    reason=$(git ls-remote "$url" HEAD 2>&1 >/dev/null) ||
+    reason=$(git ls-remote -- "$url" HEAD 2>&1 >/dev/null) ||
         fail "$name could not be fetched from $url ($(printf '%s\n' "$reason" | sed -n '/^fatal/{p;q;}'))"
 done
 
 . "$here/python_env.sh"
-mkdir -p "$DATA_DIR"
+reason=$(mkdir -p -- "$DATA_DIR" 2>&1) || refuse "cannot make the folder $DATA_DIR ($reason): set DATA_DIR"
 for name in $missing; do
     url=$(url_of "$name")
-    partial=$DATA_DIR/$name.partial
-    trap 'rm -rf "$partial"' EXIT
-    rm -rf "$partial"
+    target=$DATA_DIR/$name
+    is_there "$target" && continue # named twice
+    reason=$(mktemp -d "$DATA_DIR/.$name.XXXXXX" 2>&1) || refuse "cannot write to $DATA_DIR ($reason): set DATA_DIR"
+    temporary=$reason
+    copy=$temporary/$name
     if is_folder "$url"; then
         echo "$name: copying $url"
-        cp -R "$url" "$partial" || fail "$name could not be copied from $url"
-        chmod -R u+w "$partial"
-        rm -rf "$partial/.git"
+        reason=$(cp -RL -- "$url" "$copy" 2>&1) ||
+            fail "$name could not be copied from $url ($(printf '%s\n' "$reason" | tail -n 1))"
+        chmod -R u+w "$copy"
+        rm -rf "$copy/.git"
     else
-        git clone --depth 1 "$url" "$partial" || fail "$name could not be fetched from $url"
+        git clone --depth 1 -- "$url" "$copy" || fail "$name could not be fetched from $url"
     fi
-    case $name in audio_mnist) place=data ;; esc50) place=meta/esc50.csv ;; esac
-    [ -e "$partial/$place" ] || fail "$url is not a copy of $name, it has no $place"
-    mv "$partial" "$DATA_DIR/$name"
+    [ -e "$copy/$(place_of "$name")" ] || fail "$url is not a copy of $name, it has no $(place_of "$name")"
+    # Python's rename replaces nothing and moves into nothing: where two downloads run, the first one wins.
+    if ! "$PYTHON" -c 'import os, sys; os.rename(*sys.argv[1:])' "$copy" "$target" 2>/dev/null; then
+        is_ready "$target" "$name" || refuse "cannot move $name to $target: remove what is there or set DATA_DIR"
+        echo "$name: another download was quicker"
+    fi
+    clean_up
 done
 
 "$PYTHON" "$here/datasets.py" "$DATA_DIR"

@@ -1,11 +1,12 @@
 """Measures the layer, the epochs and the grid beside the usual way of doing the same, in one run on one machine.
 
     python -m benchmarks                                                  # layer, memory, epoch: about a minute
-    python -m benchmarks --sections scaling jumps                         # the layer as the work grows, and λ
-    python -m benchmarks --sections epoch --experiments audio_mnist esc50 --data_dir=data
-    python -m benchmarks --sections operators                             # of a training step: the same everywhere
-    python -m benchmarks --sections start copies grid                     # trials through Ray
-    python -m benchmarks --sections layer step epoch grid --experiments audio_mnist esc50 --complete     # on a GPU
+    python -m benchmarks scaling jumps                                    # the layer as the work grows, and λ
+    python -m benchmarks epoch --experiments audio_mnist esc50 --data_dir=data
+    python -m benchmarks operators                                        # of a training step: the same everywhere
+    python -m benchmarks prepare --clips 30000                            # recordings for training
+    python -m benchmarks start copies grid                                # trials through Ray
+    python -m benchmarks layer step epoch grid --experiments audio_mnist esc50 --complete     # on a GPU
 
 To be run from the repository root. Prints Markdown tables; --output names a JSON file for the same, with versions and
 hardware. Times are medians after a warm-up, the compared ones taken in turns; compare only numbers of one run. "Clip by
@@ -23,12 +24,13 @@ from pathlib import Path
 import torch
 
 import main
-from benchmarks import layer, training, trials
+from benchmarks import layer, preparing, training, trials
 from datasets import InputError
 from results import provenance, write_whole
 
 PROGRAM = "python -m benchmarks"
-SECTIONS = {section.__name__: section for section in (*layer.SECTIONS, *training.SECTIONS, *trials.SECTIONS)}
+MODULES = (layer, training, preparing, trials)
+SECTIONS = {section.__name__: section for module in MODULES for section in module.SECTIONS}
 
 
 def markdown(title, rows):
@@ -39,10 +41,18 @@ def markdown(title, rows):
     return f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
+def section(name):
+    if name not in SECTIONS:
+        raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(SECTIONS)}")
+    return name
+
+
 def run():
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure the layer, the epochs and the grid.")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["layer", "memory", "epoch"])
+    parser.add_argument("section", nargs="*", type=section, help=f"layer memory epoch, or of {' '.join(SECTIONS)}")
+    parser.add_argument("--sections", nargs="+", type=section, default=[], help="the same")
     parser.add_argument("--experiments", nargs="+", default=["time_frequency"], help="for epoch and grid")
+    parser.add_argument("--clips", type=int, default=3000, help="number of recordings for prepare (3000)")
     parser.add_argument("--data_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
     parser.add_argument("--complete", action="store_true", help="repeat recordings up to the complete dataset's number")
     parser.add_argument("--epochs", type=int, default=300, help="epochs of a trial, to project a grid's time (300)")
@@ -57,7 +67,7 @@ def run():
         os.execve(sys.executable, [sys.executable, *command], os.environ | main.MEMORY | {"PYTHONWARNINGS": "ignore"})
     report = {**provenance(), "command": shlex.join(["python", *command]), "device": args.device}
     report |= {"threads": torch.get_num_threads(), "sections": {}}
-    for name in args.sections:
+    for name in [*args.section, *args.sections] or ["layer", "memory", "epoch"]:
         title = SECTIONS[name].__doc__
         rows = list(SECTIONS[name](args))
         print(markdown(title, rows), flush=True)

@@ -46,4 +46,4 @@ def recordings_of(space, args):
     if recordings is None or not args.complete:
         return recordings
     repeated = np.arange(datasets.DATASETS[space["dataset_name"]].n_recordings) % len(recordings.clips)
-    return datasets.Recordings(*(array[repeated] for array in recordings))
+    return datasets.Recordings(*(array[repeated] for array in recordings[:3]))

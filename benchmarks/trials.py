@@ -1,6 +1,5 @@
 """The sections that run trials through Ray."""
 
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ import main
 import search_spaces
 from benchmarks.measure import recordings_of
 from config import read_search_space
+from recordings import cache_path, write_cache
 from results import Experiment
 
 
@@ -84,13 +84,12 @@ def complete_data(name, args, folder):
     space = read_search_space(name, 1)
     recordings = recordings_of(space, args)
     if recordings is not None:
-        rows = [["", 0, *row] for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)]
-        sample_rate, n_points = space["resample_rate"], space["n_points"]
-        index = {"sample_rate": sample_rate, "n_points": n_points, "n_files": len(rows), "rows": rows}
-        cache = datasets.cache_path(folder / space["dataset_name"], space["dataset_name"], sample_rate, n_points)
+        rows = [["", 0, 0, *row] for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)]
+        name, sample_rate, n_points = space["dataset_name"], space["resample_rate"], space["n_points"]
+        cache = cache_path(folder / name, name, sample_rate, n_points)
         cache.parent.mkdir(parents=True)
-        np.save(cache, recordings.clips)
-        cache.with_suffix(".json").write_text(json.dumps(index))
+        index = {"sample_rate": sample_rate, "n_points": n_points, "rows": rows}
+        write_cache(cache, index, (clip for clip in recordings.clips))
     return folder
 
 

@@ -1,15 +1,19 @@
 """Where the optional test data lies, and a copy of the scripts to run as a user would."""
 
+import csv
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", 100))  # that hypothesis draws for each property
 SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golden/ and data/
 
 sys.path.insert(0, str(ROOT))
@@ -39,6 +43,43 @@ def shared(path):
         reason = f"{SHARED / path} is not there: DMEL_TEST_DATA names the folder that holds golden/ and data/"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     return SHARED / path
+
+
+def write_audio_mnist(folder, speakers=("28", "12", "26"), repetitions=2):
+    """A few tones in AudioMNIST's layout: 48 kHz, of different lengths."""
+    for speaker in speakers:
+        (folder / "data" / speaker).mkdir(parents=True)
+        for repetition in range(repetitions):
+            tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(24000 + 4800 * repetition) / 48000)
+            soundfile.write(folder / "data" / speaker / f"7_{speaker}_{repetition}.wav", tone, 48000, subtype="FLOAT")
+    return folder
+
+
+def write_esc50(folder, n=3):
+    """A few tones in ESC-50's layout: 44.1 kHz, 5 s, in the left of two channels."""
+    (folder / "meta").mkdir(parents=True)
+    (folder / "audio").mkdir()
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44100 * 5) / 44100)
+    with open(folder / "meta" / "esc50.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
+        for i in range(n):
+            name = f"{i % 5 + 1}-{100 + i}-A-{i}.wav"
+            table.writerow([name, i % 5 + 1, i, "tone", "False", 100 + i, "A"])
+            soundfile.write(folder / "audio" / name, np.stack([tone, 0 * tone], axis=1), 44100)
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MiB; to mount it takes root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if not shutil.which("mount") or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
 TINY_SPACES = """

@@ -1,18 +1,14 @@
-"""The drawn dataset's statistics, the recordings' splits, padding, resampling and caches."""
-
-import csv
-import json
-import os
+"""The drawn dataset's statistics, what a config must say of its data, and the splits of recordings."""
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import shared
 
 import datasets
 import search_spaces
-from datasets import InputError, load_recordings, pad_around, pad_at_end, split_recordings
+from config import InputError
+from datasets import split_recordings
 
 
 def pulses_config(**changes):
@@ -136,8 +132,6 @@ def test_esc50_splits_are_disjoint_and_complete(split):
     ("name", "split", "message"),
     [
         ("esc50", "speakers", "split 'speakers' is not one of random, folds"),
-        ("esc50", {"train": [1], "valid": [1], "test": [2]}, "groups of its own"),
-        ("esc50", {"train": [1], "test": [2]}, "groups of its own"),
         ("esc50", {"train": [1], "valid": [2], "test": [9]}, "test split is empty"),
         ("audio_mnist", None, "train split is empty"),
     ],
@@ -148,159 +142,39 @@ def test_splits_that_cannot_be(name, split, message):
         split_recordings(name, groups, split)
 
 
-# Padding
+SPOKEN = {"dataset_name": "audio_mnist", "resample_rate": 8000, "split": None}
+
+
+def test_configs_that_have_what_their_data_need():
+    datasets.check(pulses_config())
+    datasets.check(SPOKEN)
+    datasets.check(SPOKEN | {"split": "speakers"})
+    datasets.check(SPOKEN | {"split": {"train": [1], "valid": [2], "test": [3]}})
 
 
 @pytest.mark.parametrize(
-    ("samples", "left"), [(7998, 2), (7999, 1), (8000, 1), (8001, 0), (8002, 0), (8003, 0), (9000, 0), (1, 4000)]
+    ("config", "message"),
+    [
+        (SPOKEN | {"dataset_name": "fsdd"}, "dataset_name 'fsdd' is not one of time_frequency, audio_mnist, esc50"),
+        (SPOKEN | {"resample_rate": None}, "key 'resample_rate' is missing: audio_mnist needs it"),
+        (SPOKEN | {"split": "folds"}, "split 'folds' is not one of speakers for audio_mnist"),
+        (pulses_config(split="folds"), "split is for recordings"),
+        *(
+            (pulses_config(**{key: None}), f"key '{key}' is missing: time_frequency needs it")
+            for key in ("n_samples", "noise_std", "sigma_ref", "center_offset")
+        ),
+    ],
 )
-def test_audio_mnist_padding_sample_by_sample(samples, left):
-    clip = np.arange(1, samples + 1, dtype=np.float32)
-    padded = pad_around(clip, 8000)
-    expected = ([0.0] * left + clip.tolist() + [0.0] * 8000)[:8000]
-    assert padded.tolist() == expected
+def test_configs_that_lack_something(config, message):
+    with pytest.raises(InputError, match=message) as error:
+        datasets.check(config)
+    assert str(error.value).startswith("config: ") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("samples", [1, 9, 10, 11, 25])
-def test_esc50_padding_sample_by_sample(samples):
-    clip = np.arange(1, samples + 1, dtype=np.float32)
-    assert pad_at_end(clip, 10).tolist() == (clip.tolist() + [0.0] * 10)[:10]
-
-
-# Recordings and caches
-
-
-def write_audio_mnist(folder, speakers=("28", "12", "26"), repetitions=2):
-    """A few tones in AudioMNIST's layout: 48 kHz, of different lengths."""
-    for speaker in speakers:
-        (folder / "data" / speaker).mkdir(parents=True)
-        for repetition in range(repetitions):
-            tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(24000 + 4800 * repetition) / 48000)
-            soundfile.write(folder / "data" / speaker / f"7_{speaker}_{repetition}.wav", tone, 48000, subtype="FLOAT")
-    return folder
-
-
-def write_esc50(folder, rows=3):
-    (folder / "meta").mkdir(parents=True)
-    (folder / "audio").mkdir()
-    with open(folder / "meta" / "esc50.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
-        for i in range(rows):
-            table.writerow([f"1-{i}-A-{i}.wav", i % 5 + 1, i, "tone", "False", i, "A"])
-            tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44100 * 5) / 44100)
-            soundfile.write(folder / "audio" / f"1-{i}-A-{i}.wav", np.stack([tone, 0 * tone], axis=1), 44100)
-    return folder
-
-
-def test_48_khz_is_resampled_and_padded(tmp_path, capsys):
-    write_audio_mnist(tmp_path / "audio_mnist")
-    recordings = load_recordings("audio_mnist", tmp_path, 8000, 8000)
-    assert recordings.clips.shape == (6, 8000)
-    assert recordings.labels.tolist() == [7] * 6
-    assert recordings.groups.tolist() == [12, 12, 26, 26, 28, 28]
-    left = 1 + (8000 - 4000) // 2
-    assert not recordings.clips[0, :left].any() and not recordings.clips[0, left + 4000 :].any()
-    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(4000) / 8000)
-    np.testing.assert_allclose(recordings.clips[0, left + 100 : left + 3900], expected[100:3900], atol=2e-3)
-    assert "6 of 30000 recordings" in capsys.readouterr().err
-
-
-def test_stereo_is_averaged(tmp_path):
-    write_esc50(tmp_path / "esc50")
-    recordings = load_recordings("esc50", tmp_path, 8000, 40000)
-    assert recordings.labels.tolist() == [0, 1, 2] and recordings.groups.tolist() == [1, 2, 3]
-    expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(40000) / 8000)
-    np.testing.assert_allclose(recordings.clips[0, 100:-100], expected[100:-100], atol=2e-3)
-
-
-def test_recordings_are_the_same_by_either_folder(tmp_path):
-    write_esc50(tmp_path / "esc50")
-    by_base, by_itself = (load_recordings("esc50", path, 8000, 40000) for path in (tmp_path, tmp_path / "esc50"))
-    assert np.array_equal(by_base.clips, by_itself.clips)
-
-
-def test_cache_is_used_without_recordings_and_libraries(tmp_path, monkeypatch):
-    folder = write_audio_mnist(tmp_path / "audio_mnist")
-    before = load_recordings("audio_mnist", tmp_path, 8000, 8000)
-    monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
-    monkeypatch.setitem(__import__("sys").modules, "librosa", None)
-    again = load_recordings("audio_mnist", tmp_path, 8000, 8000)
-    (folder / "data").rename(tmp_path / "elsewhere")
-    without = load_recordings("audio_mnist", tmp_path, 8000, 8000)
-    for recordings in (again, without):
-        assert all(np.array_equal(a, b) for a, b in zip(recordings, before, strict=True))
-    assert type(without.clips) is np.ndarray  # Ray's object store shares plain arrays only
-
-
-def test_cache_follows_the_recordings(tmp_path):
-    folder = write_audio_mnist(tmp_path / "audio_mnist")
-    load_recordings("audio_mnist", tmp_path, 8000, 8000)
-    changed = folder / "data" / "28" / "7_28_0.wav"
-    soundfile.write(changed, np.full(30000, 0.25), 48000)
-    assert load_recordings("audio_mnist", tmp_path, 8000, 8000).clips[4, 4000] == pytest.approx(0.25, abs=1e-3)
-    changed.unlink()
-    assert len(load_recordings("audio_mnist", tmp_path, 8000, 8000).clips) == 5
-    assert load_recordings("audio_mnist", tmp_path, 4000, 4000).clips.shape == (5, 4000)  # beside the other cache
-    assert len(list(folder.glob("*.npy"))) == 2
-
-
-def test_damaged_cache_is_made_again(tmp_path):
-    folder = write_audio_mnist(tmp_path / "audio_mnist")
-    before = load_recordings("audio_mnist", tmp_path, 8000, 8000).clips.copy()
-    cache = folder / "audio_mnist_8000Hz_8000.npy"
-    for damage in (cache.read_bytes()[:1000], b"", b"text"):
-        cache.write_bytes(damage)
-        assert np.array_equal(load_recordings("audio_mnist", tmp_path, 8000, 8000).clips, before)
-    cache.with_suffix(".json").write_text("{")
-    assert np.array_equal(load_recordings("audio_mnist", tmp_path, 8000, 8000).clips, before)
-
-
-def test_recordings_are_never_written_to(tmp_path, monkeypatch):
-    folder = write_esc50(tmp_path / "esc50")
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setenv("DMEL_CACHE_DIR", str(tmp_path / "cache"))
-    load_recordings("esc50", tmp_path, 8000, 40000)
-    assert {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
-    } == before
-    assert sorted(os.listdir(tmp_path / "cache")) == [f"esc50_8000Hz_40000.{kind}" for kind in ("json", "lock", "npy")]
-
-
-@pytest.mark.parametrize("content", [b"", b"not audio", None])
-def test_unreadable_recording_is_named_and_leaves_no_cache(content, tmp_path):
-    folder = write_audio_mnist(tmp_path / "audio_mnist")
-    bad = folder / "data" / "12" / "7_12_1.wav"
-    if content is None:
-        soundfile.write(bad, np.full(100, np.nan), 8000, subtype="FLOAT")
-    else:
-        bad.write_bytes(content)
-    with pytest.raises(InputError, match=r"7_12_1\.wav"):
-        load_recordings("audio_mnist", tmp_path, 8000, 8000)
-    assert sorted(os.listdir(folder)) == ["audio_mnist_8000Hz_8000.lock", "data"]
-
-
-def test_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
-    write_audio_mnist(tmp_path / "audio_mnist")
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("DMEL_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="DMEL_CACHE_DIR"):
-        load_recordings("audio_mnist", tmp_path, 8000, 8000)
-
-
-def test_missing_data_and_wrong_tables(tmp_path):
-    with pytest.raises(InputError, match="download_data"):
-        load_recordings("esc50", tmp_path / "nowhere", 8000, 40000)
-    folder = write_esc50(tmp_path / "esc50")
-    (folder / "audio" / "1-1-A-1.wav").unlink()
-    assert len(load_recordings("esc50", tmp_path, 8000, 40000).clips) == 2
-    table = folder / "meta" / "esc50.csv"
-    table.write_text(table.read_text().replace("1-2-A-2.wav,3,2", "1-2-A-2.wav,3,77"))
-    with pytest.raises(InputError, match="target 77 and fold 3 of line 4"):
-        load_recordings("esc50", tmp_path, 8000, 40000)
-    table.write_text(table.read_text().replace("target", "class"))
-    with pytest.raises(InputError, match="target"):
-        load_recordings("esc50", tmp_path, 8000, 40000)
+def test_data_moves_whole_to_a_device():
+    data = datasets.Data(torch.zeros(3, 8), torch.arange(3), {"train": torch.tensor([0])}, torch.ones(3, 2, 2))
+    moved = data.to("cpu")
+    assert all(torch.equal(a, b) for a, b in zip(moved[:2], data[:2], strict=True)) and moved.features is data.features
 
 
 # The real recordings
@@ -315,12 +189,11 @@ def test_missing_data_and_wrong_tables(tmp_path):
 )
 def test_real_recordings(name, folder, n_clips, n_points, sizes, tmp_path, monkeypatch):
     monkeypatch.setenv("DMEL_CACHE_DIR", str(tmp_path))
-    recordings = load_recordings(name, shared(folder), 8000, n_points)
-    data = datasets.load({"dataset_name": name}, recordings)
+    config = {"dataset_name": name, "resample_rate": 8000, "n_points": n_points}
+    recordings = datasets.recordings_of(config, shared(folder))
+    data = datasets.load(config, recordings)
     assert data.clips.shape == (n_clips, n_points) and data.clips.isfinite().all()
     assert tuple(len(indices) for indices in data.splits.values()) == sizes
     counts = data.labels.bincount()
     assert set(counts[counts > 0].tolist()) == {n_clips // 10}
     assert 0.01 < data.clips.square().mean().sqrt() < 0.3
-    index = json.loads((tmp_path / f"{name}_8000Hz_{n_points}.json").read_text())
-    assert index["n_files"] == n_clips and index["sample_rate"] == 8000
