@@ -7,7 +7,6 @@
 A config describes one trial. A search space of search_spaces.py has the same keys, some of them with several values.
 """
 
-import contextlib
 import hashlib
 import inspect
 import json
@@ -191,22 +190,6 @@ def describe(value):
 
 
 # For all scripts
-
-
-@contextlib.contextmanager
-def whole_file(path):
-    """A binary file to write to, which takes its place at the end; where that fails, nothing is left or changed."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def run(main):

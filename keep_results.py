@@ -10,7 +10,8 @@ import json
 import shlex
 
 from config import InputError, run
-from results import EPOCHS, RECORD, TABLE, Experiment, Storage
+from results import EPOCHS, RECORD, TABLE, Experiment
+from storage import Storage
 from summary import read_table
 
 LEFT_OUT = ["logdir", "hostname", "node_ip", "pid"]

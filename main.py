@@ -11,13 +11,7 @@ says why it did not run to the end, 3 it did but some trials failed.
 import argparse
 import contextlib
 import os
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -26,18 +20,16 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the console output that show
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # short trials may end often
 
-import ray
 import torch
 from ray import tune
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import cluster
 import datasets
 import train
 from config import InputError, describe, draw, read_search_space, run, trial_key
-from results import Damaged, Experiment, Plan, code, first_line, provenance, scripts
+from results import Damaged, Experiment, Plan, code, provenance, scripts
+from storage import first_line
 
-# Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
-MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 SAVING_SHARE = 0.02  # of a trial's time that writing its state may take
 SYNC_SECONDS = 10  # between updates of Ray's log in a folder of results; all of it is written anew
@@ -70,13 +62,14 @@ def train_trials(experiment, plan, is_longer, done, args):
     if is_longer:
         experiment.write_plan(plan)
     experiment.clean()
-    with cluster(args.ray_address):
+    with cluster.joined(args.ray_address) if args.ray_address else cluster.private():
         if args.ray_address:
-            check_nodes(experiment, plan)
+            cluster.check_nodes(experiment, plan)
         logs = f"ray/{time.strftime('%Y%m%d-%H%M%S')}"
         settings = {"save_seconds": args.save_seconds, "code": code(), "logs": f"{experiment.address}/{logs}"}
         trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, settings=settings)
-        errors = fit(tune.with_resources(trial, choose_resources(args)), list(configs.values()), experiment, logs, args)
+        resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
+        errors = fit(tune.with_resources(trial, resources), list(configs.values()), experiment, logs, args)
     missing = configs.keys() - set(experiment.finished(plan))
     if missing and not errors:
         raise InputError("interrupted: the same command continues.")
@@ -159,77 +152,7 @@ def warn_of_edits(plan):
         )
 
 
-# Ray
-
-
-@contextlib.contextmanager
-def cluster(address=None):
-    """A private Ray cluster on this machine, or that at an address, for as long as it lasts."""
-    folder = tempfile.mkdtemp(prefix="dmel-")  # that only this user can enter
-    guard = subprocess.Popen(["sh", "-c", CLEAN_UP, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
-    try:
-        (start_private if address is None else join)(address, folder)
-        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, which ends Ray Tune in order
-            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-        yield
-    finally:
-        ray.shutdown()
-        guard.communicate()
-
-
-# Waits for the end of main.py, however it comes, and leaves neither processes that have files in its folder nor this.
-CLEAN_UP = """
-exec 2>/dev/null
-read -r _
-find /proc/[0-9]*/fd -lname "$1/*" | cut -d / -f 3 | sort -u | grep -vx "$PPID" | xargs -r kill -9
-rm -rf "$1"
-"""
-RAY_OPTIONS = {"log_to_driver": False, "logging_level": "error"}
-
-
-def start_private(_, folder):
-    """A Ray cluster for this process alone: others on this machine have neither its token nor its folder."""
-    os.environ.update(MEMORY | os.environ)  # trials inherit it
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **RAY_OPTIONS)
-
-
-def join(address, folder):
-    """Joins the Ray cluster at an address; trials get the scripts, as they are now, wherever they run."""
-    for script in Path(__file__).parent.glob("*.py"):
-        shutil.copy(script, folder)
-    try:
-        if ":" in address:  # Ray would try for minutes
-            host, port = address.rsplit(":", 1)
-            socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address, runtime_env={"working_dir": folder, "env_vars": MEMORY}, **RAY_OPTIONS)
-    except Exception as error:  # of many kinds
-        remedy = "check that address, and that RAY_AUTH_MODE and the token here are the cluster's"
-        reason = first_line(error)
-        raise InputError(f"--ray_address={address}: no Ray cluster can be joined ({reason}): {remedy}.") from None
-
-
-def check_nodes(experiment, plan):
-    """Raises InputError where a machine of the cluster does not see the plan: it would keep its trials to itself."""
-    looks = {
-        node["NodeManagerHostname"]: look_for_plan.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(experiment)
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-    for machine, look in looks.items():
-        if ray.get(look) != plan.checksum:
-            remedy = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
-            raise InputError(f"{machine} does not see {experiment.address}/experiment.json: {remedy}.")
-
-
-@ray.remote(num_cpus=0)
-def look_for_plan(experiment):
-    """The checksum of the plan as a machine sees it."""
-    with contextlib.suppress(InputError):
-        plan = experiment.read_plan()
-        return plan and plan.checksum
+# Ray Tune
 
 
 def fit(trial, configs, experiment, logs, args):
@@ -320,28 +243,6 @@ def run_trial(config, recordings, experiment, settings):
     except Exception:
         experiment.write_failure(key, traceback.format_exc())
         raise
-
-
-def choose_resources(args):
-    """CPUs and GPUs of a trial: as asked for, otherwise RESOURCES_PER_TRIAL as far as the machines have them."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [(node.get("CPU", 0), node.get("GPU", 0)) for node in alive]
-    for i, (kind, wish) in enumerate((("cpu", args.cpus_per_trial), ("gpu", args.gpus_per_trial))):
-        largest = max(node[i] for node in nodes)
-        if wish is not None and wish > largest:
-            raise InputError(f"--{kind}s_per_trial={wish:g} cannot be met: there are {largest:g} here.")
-    with_gpu = [(cpus, gpus) for cpus, gpus in nodes if gpus > 0]
-    gpu = (RESOURCES_PER_TRIAL["gpu"] if with_gpu else 0) if args.gpus_per_trial is None else args.gpus_per_trial
-    cpu = 1
-    if gpu > 0:  # as many trials as share the GPUs of a machine share its CPUs
-        cpu = min(RESOURCES_PER_TRIAL["cpu"], *(max(1, int(cpus * gpu / gpus)) for cpus, gpus in with_gpu))
-    cpu = cpu if args.cpus_per_trial is None else args.cpus_per_trial
-    at_once = sum(int(min(cpus / cpu, gpus / gpu if gpu else cpus) + 1e-6) for cpus, gpus in nodes)
-    if at_once < 1:
-        raise InputError(f"no machine here has {cpu:g} CPUs and {gpu:g} GPUs together: ask for less per trial.")
-    device = "Training on GPUs" if gpu else "Training on the CPU" if with_gpu else "No CUDA device: training on the CPU"
-    print(f"{device}, {at_once} trials at a time, {cpu:g} CPUs each.", flush=True)
-    return {"cpu": cpu, "gpu": gpu}
 
 
 if __name__ == "__main__":

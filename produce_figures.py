@@ -20,7 +20,7 @@ import datasets
 from complexity import cost_ratio
 from config import InputError, run
 from dmel import DMEL, DifferentiableSpectrogram
-from results import Storage
+from storage import Storage
 from summary import (
     add_epochs,
     cells,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from config import InputError, run
-from results import Storage, write_whole
+from storage import Storage, write_whole
 from summary import (
     EXPERIMENTS,
     add_epochs,

@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from config import InputError, whole_file
+from config import InputError
+from storage import whole_file
 
 AUDIO_MNIST_NAME = r"([0-9])_([0-9]+)_([0-9]+)\.wav"  # digit, speaker, repetition
 AUDIO_MNIST_ALL_SPEAKERS = range(1, 61)

@@ -11,7 +11,8 @@ import scipy.stats
 
 from config import InputError
 from dmel import WINDOW_SIGMAS
-from results import EPOCHS, RECORD, TABLE, first_line
+from results import EPOCHS, RECORD, TABLE
+from storage import first_line
 
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by main.py --restart

@@ -6,12 +6,13 @@
     python -m benchmarks operators                                        # of a training step: the same everywhere
     python -m benchmarks prepare --clips 30000                            # recordings for training
     python -m benchmarks start copies grid                                # trials through Ray
+    python -m benchmarks faults --minutes 10                              # what interruptions cost: lost must be 0
     python -m benchmarks layer step epoch grid --experiments audio_mnist esc50 --complete     # on a GPU
 
 To be run from the repository root. Prints Markdown tables; --output names a JSON file for the same, with versions and
 hardware. Times are medians after a warm-up, the compared ones taken in turns; compare only numbers of one run. "Clip by
 clip" stands in for the original software, see clip_by_clip.py. Epochs are training and validation, with λ held at its
-initial value. All of them keep freed memory for later, as trials of main.py do (main.MEMORY).
+initial value. All of them keep freed memory for later, as trials of main.py do (MEMORY).
 """
 
 import argparse
@@ -23,13 +24,14 @@ from pathlib import Path
 
 import torch
 
-import main
-from benchmarks import layer, preparing, training, trials
+from benchmarks import faults, layer, preparing, training, trials
+from cluster import MEMORY
 from datasets import InputError
-from results import provenance, write_whole
+from results import provenance
+from storage import write_whole
 
 PROGRAM = "python -m benchmarks"
-MODULES = (layer, training, preparing, trials)
+MODULES = (layer, training, preparing, trials, faults)
 SECTIONS = {section.__name__: section for module in MODULES for section in module.SECTIONS}
 
 
@@ -57,14 +59,16 @@ def run():
     parser.add_argument("--complete", action="store_true", help="repeat recordings up to the complete dataset's number")
     parser.add_argument("--epochs", type=int, default=300, help="epochs of a trial, to project a grid's time (300)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=10, help="for faults (10)")
+    parser.add_argument("--seed", type=int, default=0, help="of faults (0)")
     parser.add_argument("--tiny", action="store_true", help="to try it out: small sizes, numbers without meaning")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device=cuda: there is no CUDA device here.")
     command = ["-m", "benchmarks", *sys.argv[1:]]
-    if not main.MEMORY.items() <= os.environ.items():  # it holds from the start of a process: all ways are measured so
-        os.execve(sys.executable, [sys.executable, *command], os.environ | main.MEMORY | {"PYTHONWARNINGS": "ignore"})
+    if not MEMORY.items() <= os.environ.items():  # it holds from the start of a process: all ways are measured so
+        os.execve(sys.executable, [sys.executable, *command], os.environ | MEMORY | {"PYTHONWARNINGS": "ignore"})
     report = {**provenance(), "command": shlex.join(["python", *command]), "device": args.device}
     report |= {"threads": torch.get_num_threads(), "sections": {}}
     for name in [*args.section, *args.sections] or ["layer", "memory", "epoch"]:

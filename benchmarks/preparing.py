@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 import datasets
-import main
+from cluster import MEMORY
 
 SCRIPT = "import datasets; datasets.main(); print(open('/proc/self/status').read())"  # Linux: with the peak of memory
 
@@ -21,7 +21,7 @@ def prepare(args):
     n_clips = 60 if args.tiny else args.clips
     with tempfile.TemporaryDirectory() as folder:
         n_bytes = write_recordings(Path(folder, "audio_mnist", "data"), n_clips)
-        environment = {key: value for key, value in os.environ.items() if key not in {*main.MEMORY, "DMEL_CACHE_DIR"}}
+        environment = {key: value for key, value in os.environ.items() if key not in {*MEMORY, "DMEL_CACHE_DIR"}}
         command = [sys.executable, "-c", SCRIPT, folder]
         begin = time.perf_counter()
         result = subprocess.run(

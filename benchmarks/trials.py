@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 from ray import tune
 
+import cluster
 import datasets
 import main
 import search_spaces
@@ -25,7 +26,7 @@ def start(args):
     """Start of a trial, s: what it takes beyond an empty one of Ray's and beyond its epochs"""
     config = {**search_spaces.time_frequency(1), "init_lambd": 6.38, "trainable": True}
     n = 2 if args.tiny else 8
-    with main.cluster(), tempfile.TemporaryDirectory() as folder:
+    with cluster.private(), tempfile.TemporaryDirectory() as folder:
         settings = {"save_seconds": 10, "code": "", "logs": ""}
         experiment = Experiment(folder, "start")
         trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, settings=settings)
@@ -44,7 +45,7 @@ def copies(args):
     shape = (500 if args.tiny else 10000, 8000)
     clips = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     recordings = datasets.Recordings(clips, np.zeros(len(clips), np.int64), np.arange(len(clips)) % 60 + 1)
-    with main.cluster():
+    with cluster.private():
         trial = tune.with_parameters(touch, recordings=recordings)
         results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
     for i, result in enumerate(results):

@@ -16,6 +16,7 @@ import pytest
 from conftest import Project
 from test_plan import ORIGINAL, Bomb
 
+import cluster
 import main
 import search_spaces
 from config import InputError
@@ -221,30 +222,29 @@ def test_wrong_arguments_are_one_sentence(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
-    monkeypatch.setattr(main.ray, "init", lambda **options: None)
-    monkeypatch.setattr(main.ray, "nodes", lambda: nodes({"CPU": 2.0}))
-    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: None)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes({"CPU": 2.0}))
+    monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
     with pytest.raises(InputError, match=message) as error:
         main.main()
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("cluster", "flags", "expected"),
+    ("machines", "flags", "expected"),
     [
         ([{"CPU": 16.0, "GPU": 1.0}], {}, {"cpu": 4, "gpu": 0.25}),
         ([{"CPU": 2.0, "GPU": 1.0}], {}, {"cpu": 1, "gpu": 0.25}),
         ([{"CPU": 8.0}], {}, {"cpu": 1, "gpu": 0}),
-        ([{"CPU": 8.0}], {"cpus_per_trial": 2.0}, {"cpu": 2.0, "gpu": 0}),
+        ([{"CPU": 8.0}], {"cpus": 2.0}, {"cpu": 2.0, "gpu": 0}),
         ([{"CPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], {}, {"cpu": 2, "gpu": 0.25}),
-        ([{"CPU": 16.0, "GPU": 2.0}], {"gpus_per_trial": 1.0}, {"cpu": 4, "gpu": 1.0}),
-        ([{"CPU": 16.0, "GPU": 2.0}], {"gpus_per_trial": 0.0}, {"cpu": 1, "gpu": 0.0}),
+        ([{"CPU": 16.0, "GPU": 2.0}], {"gpus": 1.0}, {"cpu": 4, "gpu": 1.0}),
+        ([{"CPU": 16.0, "GPU": 2.0}], {"gpus": 0.0}, {"cpu": 1, "gpu": 0.0}),
     ],
 )
-def test_resources_fit_the_machine(cluster, flags, expected, monkeypatch):
-    monkeypatch.setattr(main.ray, "nodes", lambda: nodes(*cluster))
-    args = main.argparse.Namespace(**{"cpus_per_trial": None, "gpus_per_trial": None} | flags)
-    assert main.choose_resources(args) == expected
+def test_resources_fit_the_machine(machines, flags, expected, monkeypatch):
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes(*machines))
+    assert cluster.resources(main.RESOURCES_PER_TRIAL, **flags) == expected
 
 
 def nodes(*resources):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import summary
 from complexity import cost_ratio
 from config import InputError
-from results import Storage
+from storage import Storage
 
 EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", "100"))
 

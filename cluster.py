@@ -1,0 +1,135 @@
+"""The Ray cluster that trials run on: a private one on this machine, or one that is there.
+
+with cluster.private():    # or cluster.joined("auto")
+    resources = cluster.resources({"cpu": 4, "gpu": 0.25})
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from config import InputError
+from storage import first_line
+
+# Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
+MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+OPTIONS = {"log_to_driver": False, "logging_level": "error"}
+# Waits for the end of main.py, however it comes, and leaves neither processes that have files in its folder nor that.
+CLEAN_UP = """
+exec 2>/dev/null
+read -r _
+find /proc/[0-9]*/fd -lname "$1/*" | cut -d / -f 3 | sort -u | grep -vx "$PPID" | xargs -r kill -9
+rm -rf "$1"
+"""
+
+
+@contextlib.contextmanager
+def private():
+    """A cluster for this process alone: others on this machine have neither its token nor its folder."""
+    os.environ.update(MEMORY | os.environ)  # trials inherit it
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    with own_folder() as folder:
+        ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
+        yield from connected()
+
+
+@contextlib.contextmanager
+def joined(address):
+    """The cluster at an address; trials get the scripts, as they are now, wherever they run."""
+    with own_folder() as folder:
+        for script in Path(__file__).parent.glob("*.py"):
+            shutil.copy(script, folder)
+        try:
+            if ":" in address:  # Ray would try for minutes
+                host, port = address.rsplit(":", 1)
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address, runtime_env={"working_dir": folder, "env_vars": MEMORY}, **OPTIONS)
+        except Exception as error:  # of many kinds
+            remedy = "check that address, and that RAY_AUTH_MODE and the token here are the cluster's"
+            reason = first_line(error)
+            raise InputError(f"--ray_address={address}: no Ray cluster can be joined ({reason}): {remedy}.") from None
+        yield from connected()
+
+
+@contextlib.contextmanager
+def own_folder():
+    """A folder that only this user can enter; it goes in the end, with the processes that have files in it."""
+    folder = tempfile.mkdtemp(prefix="dmel-")
+    guard = subprocess.Popen(["sh", "-c", CLEAN_UP, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield folder
+    finally:
+        guard.communicate()
+
+
+def connected():
+    """Has signals end Ray Tune in order, as Ctrl-C does, for as long as Ray is connected."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_nodes(experiment, plan):
+    """Raises InputError where a machine of the cluster does not see the plan: it would keep its trials to itself."""
+    looks = {
+        node["NodeManagerHostname"]: look_for_plan.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(experiment)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    for machine, look in looks.items():
+        if ray.get(look) != plan.checksum:
+            remedy = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
+            raise InputError(f"{machine} does not see {experiment.address}/experiment.json: {remedy}.")
+
+
+@ray.remote(num_cpus=0)
+def look_for_plan(experiment):
+    """The checksum of the plan as a machine sees it."""
+    with contextlib.suppress(InputError):
+        plan = experiment.read_plan()
+        return plan and plan.checksum
+
+
+def resources(wanted, cpus=None, gpus=None):
+    """CPUs and GPUs of a trial: cpus and gpus as asked for, otherwise those wanted as far as the machines have them."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = [(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes]
+    for flag, asked, there in zip(("cpus", "gpus"), (cpus, gpus), zip(*machines, strict=True), strict=True):
+        if asked is not None and asked > max(there):
+            raise InputError(f"--{flag}_per_trial={asked:g} cannot be met: there are {max(there):g} here.")
+    has_gpu = any(gpus_there for _, gpus_there in machines)
+    if gpus is None:
+        gpus = wanted["gpu"] if has_gpu else 0
+    if cpus is None:
+        cpus = min(wanted["cpu"], cpus_beside(gpus, machines)) if gpus else 1
+    at_once = sum(trials_on(*machine, cpus, gpus) for machine in machines)
+    if at_once < 1:
+        raise InputError(f"no machine here has {cpus:g} CPUs and {gpus:g} GPUs together: ask for less per trial.")
+    device = "Training on GPUs" if gpus else "Training on the CPU"
+    device = device if has_gpu else "No CUDA device: training on the CPU"
+    print(f"{device}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
+    return {"cpu": cpus, "gpu": gpus}
+
+
+def cpus_beside(gpus, machines):
+    """CPUs of a trial with so many GPUs: as many trials as share the GPUs of a machine share its CPUs."""
+    return min(max(1, int(cpus * gpus / all_gpus)) for cpus, all_gpus in machines if all_gpus)
+
+
+def trials_on(machine_cpus, machine_gpus, cpus, gpus):
+    """Number of trials that a machine takes at a time."""
+    return int(min(machine_cpus / cpus, machine_gpus / gpus if gpus else machine_cpus) + 1e-6)
