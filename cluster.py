@@ -11,9 +11,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -39,7 +42,20 @@ def private():
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with own_folder() as folder:
         ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
-        yield from connected()
+        heads = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
+        ending = threading.Event()
+        threading.Thread(target=watch, args=(heads, ending), daemon=True).start()
+        yield from connected(ending)
+
+
+def watch(heads, ending):
+    """Ends this process with a sentence where one of Ray's ends first: Ray itself takes a minute and many lines."""
+    while not ending.wait(0.5):
+        for head in heads:
+            if not head.is_running() or head.status() == psutil.STATUS_ZOMBIE:
+                reason = "a process of Ray ended, killed or out of memory"
+                print(f"\n{Path(sys.argv[0]).name}: {reason}: the same command continues.", file=sys.stderr, flush=True)
+                os._exit(1)  # what else is there to end is own_folder's
 
 
 @contextlib.contextmanager
@@ -57,13 +73,16 @@ def joined(address):
             remedy = "check that address, and that RAY_AUTH_MODE and the token here are the cluster's"
             reason = first_line(error)
             raise InputError(f"--ray_address={address}: no Ray cluster can be joined ({reason}): {remedy}.") from None
-        yield from connected()
+        yield from connected(threading.Event())
 
 
 @contextlib.contextmanager
 def own_folder():
     """A folder that only this user can enter; it goes in the end, with the processes that have files in it."""
-    folder = tempfile.mkdtemp(prefix="dmel-")
+    try:
+        folder = tempfile.mkdtemp(prefix="dmel-")
+    except OSError as error:
+        raise InputError(f"there is no folder for temporary files ({error}): set TMPDIR to one.") from None
     guard = subprocess.Popen(["sh", "-c", CLEAN_UP, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield folder
@@ -71,13 +90,14 @@ def own_folder():
         guard.communicate()
 
 
-def connected():
-    """Has signals end Ray Tune in order, as Ctrl-C does, for as long as Ray is connected."""
+def connected(ending):
+    """As long as Ray is connected, signals end Ray Tune in order, as Ctrl-C does; ending is set before Ray ends."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
+        ending.set()
         ray.shutdown()
 
 

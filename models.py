@@ -247,6 +247,8 @@ def load_published(net, path):
             for key in net.state_dict()
             if not key.startswith("fc_esc50.")
         }
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("it holds weights that are not numbers")
         net.load_state_dict(weights, strict=False)
     except Exception as error:  # a file of something else can fail in every way
         raise InputError(f"config: checkpoint_path '{path}' is not {CNN6_CHECKPOINT}: {error!r:.300}") from None

@@ -24,6 +24,11 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
 
+def pytest_configure(config):
+    if config.getoption("--slow"):
+        os.environ.setdefault("DMEL_EXAMPLES", "200")  # of each property
+
+
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
         items[:], slow = [

@@ -219,6 +219,16 @@ def test_checkpoint_of_another_shape(tmp_path):
         models.build(config_of("panns_cnn6", n_mels=40, pretrained=True, checkpoint_path=str(path)))
 
 
+def test_checkpoint_with_weights_that_are_no_numbers(tmp_path):
+    path = tmp_path / "Cnn6.pth"
+    published_checkpoint(path)
+    published = torch.load(path, weights_only=False)
+    published["model"]["conv_block1.conv1.weight"][3, 0, 2, 2] = float("nan")
+    torch.save(published, path)
+    with pytest.raises(InputError, match=r"is not Cnn6_mAP.*weights that are not numbers"):
+        models.build(config_of("panns_cnn6", pretrained=True, checkpoint_path=str(path)))
+
+
 @pytest.mark.parametrize("p", [0.2, 0.5])
 def test_dropout_keeps_each_element_by_chance_and_the_mean(p):
     x = torch.ones(1001, 333, requires_grad=True)
