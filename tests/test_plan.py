@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import datasets
 import main
+import predict_test
 import search_spaces
 import train
 from config import InputError, draw, plain, read_search_space, trial_key
@@ -345,3 +346,11 @@ def time_frequency(max_epochs):
 \t}
 \treturn search_space
 """
+
+
+def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
+    state = trained()
+    assert 0 < predict_test.accuracy_of(state, None) < 1
+    for best_net in (torch.nn.Linear(2, 2).state_dict(), None, [1]):
+        with pytest.raises(Damaged, match="holds no network of its config"):
+            predict_test.accuracy_of(state | {"best_net": best_net}, None)
