@@ -1,0 +1,276 @@
+"""The pages for people: links, examples, commands, tables and numbers in them are those of the repository."""
+
+import ast
+import csv
+import importlib
+import json
+import re
+import shlex
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, Project
+
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *ROOT.glob("docs/*.md"))
+}
+README, EXTENDING = PAGES["README.md"], PAGES["docs/extending.md"]
+TABLES = (ROOT / "results" / "tables.txt").read_text().splitlines()
+SCRIPTS = ("main", "predict_test", "produce_tables", "produce_figures", "datasets", "benchmarks")
+FLAGS_GO_TO = {"run_experiments": "main", "run_test_predictions": "predict_test"}
+OTHERS = {"export", "pip", "ray", "tensorboard"}  # whose flags are not ours
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+def without_blocks(page):
+    return re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+
+
+def cells(row):
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))]
+
+
+def tables(page):
+    """Lists of rows, each a list of cells, the header first and the line of dashes left out."""
+    found = re.findall(r"^\|.*\|$(?:\n\|.*\|$)+", without_blocks(page), re.MULTILINE)
+    return [[cells(row) for i, row in enumerate(table.splitlines()) if i != 1] for table in found]
+
+
+# Text
+
+
+def anchors(page):
+    titles = re.findall(r"^#+ (.*)$", without_blocks(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_pictures_are_there(name):
+    links = re.findall(r"\[[^\]]*\]\(([^)]+)\)", without_blocks(PAGES[name]))
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+    notes = {
+        mark: len(re.findall(rf"\[\^{mark}\](?!:)", PAGES[name])) for mark in re.findall(r"\[\^(\w+)\]", PAGES[name])
+    }
+    assert all(n and f"\n[^{mark}]: " in PAGES[name] for mark, n in notes.items())
+
+
+def test_every_page_is_reached_from_the_readme():
+    assert [name for name in PAGES if name != "README.md" and f"({name}" not in README] == []
+
+
+def test_readme_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_about_the_software(name):
+    assert re.findall(r"\b(?:issue|session|agent|assistant|prompt)s?\b", PAGES[name], re.IGNORECASE) == []
+    assert re.findall(r"(?:^|[\s`(=])/(?:work|home|root|tmp|mnt)\b", PAGES[name]) == []
+
+
+def test_every_script_is_in_the_file_table():
+    table = re.findall(r"^\| `([\w.]+)` \|", README, re.MULTILINE)
+    scripts = {path.name for pattern in ("*.py", "*.sh") for path in ROOT.glob(pattern)}
+    assert sorted(table) == sorted(scripts)
+
+
+def test_import_table():
+    (table,) = (table for table in tables(PAGES["CONTRIBUTING.md"]) if table[0][0] == "file")
+    modules = {path.stem for path in ROOT.glob("*.py")}
+    told = {cells[0].strip("`"): set(cells[1].split(", ")) - {"none"} for cells in table[1:]}
+    found = {}
+    for path in ROOT.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        found[path.name] = names & modules
+    assert told == found
+
+
+def test_settings_are_those_of_the_scripts():
+    (table,) = (table for table in tables(README) if table[0][0] == "variable")
+    told = {name for cells in table[1:] for name in re.findall(r"`(\w+)`", cells[0])}
+    scripts = "".join(path.read_text() for pattern in ("*.py", "*.sh") for path in ROOT.glob(pattern))
+    assert told and {name for name in told if not re.search(rf"\b{name}\b", scripts)} == set()
+    defaults = set(
+        re.findall(r"\{(\w+):[-=]", (ROOT / "doit.sh").read_text() + (ROOT / "download_data.sh").read_text())
+    )
+    assert defaults <= told
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def flags():
+    """The flags that each script knows."""
+    return {name: known_flags(name) for name in SCRIPTS}
+
+
+def known_flags(name):
+    module = importlib.import_module(f"{name}.__main__" if (ROOT / name).is_dir() else name)
+    with pytest.MonkeyPatch.context() as patch:
+        text = []
+        patch.setattr(sys, "argv", [name, "--help"])
+        patch.setattr("argparse.ArgumentParser._print_message", lambda self, message, file=None: text.append(message))
+        with pytest.raises(SystemExit) as end:
+            module.run() if name == "benchmarks" else module.main()
+    assert end.value.code == 0
+    return set(re.findall(r"--\w+", "".join(text)))
+
+
+def commands(page):
+    """The words of each command in blocks of sh, and of those in the text that begin with python or sh."""
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"`((?:python|sh) [^`]+)`", without_blocks(page))
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            yield [word for word in words[:end] if not re.fullmatch(r"[A-Z_0-9]+=.*", word)]
+            words = words[end + 1 :]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_are_those_of_the_scripts(name, flags):
+    for program, *words in commands(PAGES[name]):
+        if program not in ("python", "sh"):
+            assert program in OTHERS, program
+            continue
+        if words[0] == "-c" or words[:2] == ["-m", "ruff"]:
+            continue
+        script = words[1] if words[0] == "-m" else words[0]
+        script = script.removesuffix(".py").removesuffix(".sh")
+        script = FLAGS_GO_TO.get(script, script)
+        used = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+        if script in SCRIPTS:
+            assert used <= flags[script], (words, used - flags[script])
+        else:
+            assert (ROOT / words[0]).is_file() and used <= {"--slow"}, words
+        if script == "benchmarks":
+            sections = importlib.import_module("benchmarks.__main__").SECTIONS
+            named = re.match(r"[a-z ]*", " ".join(words[2:])).group().split()
+            assert set(named) <= sections.keys(), words
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_flags_in_the_text_are_known(name, flags):
+    known = set().union(
+        *flags.values(), {"--slow", "--strict", "--follow"}
+    )  # the last two of mypy, on the layer's page
+    text = " ".join(re.findall(r"`([^`\n]+)`", without_blocks(PAGES[name])))
+    assert set(re.findall(r"(?<!\w)--\w+", text)) <= known
+
+
+# Numbers
+
+
+def test_kept_results_make_the_tables(project):
+    """The command on their page gives the files beside it."""
+    shutil.copytree(ROOT / "results", project.folder / "results")
+    (command,) = (words for words in commands(PAGES["results/README.md"]) if words[1] == "produce_tables.py")
+    output = project.run(*command[1 : command.index(">")]).stdout
+    assert output.splitlines() == TABLES and command[-1] == "results/tables.txt"
+    assert (project.folder / "results" / "tables.csv").read_text() == (ROOT / "results" / "tables.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "n"), [("README.md", 2), ("results/README.md", 2), ("docs/continuous.md", 1), ("docs/performance.md", 0)]
+)
+def test_tables_are_those_of_the_kept_results(name, n):
+    known = [cells(row) for row in TABLES if row.startswith("|")]
+    shown = [table for table in tables(PAGES[name]) if table[0] in known]
+    assert len(shown) >= n and [row for table in shown for row in table if row not in known] == []
+    intervals = re.findall(r"[+-]?\d+\.\d \(-?\d+\.\d to -?\d+\.\d\)", without_blocks(PAGES[name]))
+    assert all(values in "\n".join(TABLES) for values in intervals)
+
+
+# Examples
+
+
+def test_layer_example(capsys):
+    (example,) = (block for block in blocks(README, "python") if "from dmel" in block)
+    scope = {}
+    exec(example, scope)
+    assert 0.03 < float(capsys.readouterr().out.split()[0]) < 0.04
+    assert abs(abs(scope["layer"].lambd.item() - 8000 * 0.035 / 6) - 1.0) < 1e-3  # one step of Adam at its own rate
+
+
+def place_of(name, text):
+    """Where the pages say that an example of a file is to stand in it."""
+    if name == "config.py":  # a line of Config
+        return text.index("\n", text.rindex("= Field(")) + 1
+    return text.index("def main():") if name == "datasets.py" else len(text)
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """The scripts with all examples of README and docs/extending.md, and recordings to run these on."""
+    project = Project(tmp_path_factory.mktemp("extended"), spaces="")
+    for block in blocks(README, "python") + blocks(EXTENDING, "python"):
+        if found := re.match(r"# (\w+\.py)\n", block):
+            script, example = project.folder / found[1], block[found.end() :]
+            text = script.read_text()
+            place, space = place_of(found[1], text), "" if found[1] == "config.py" else "\n\n"
+            script.write_text(text[:place] + space + example + space + text[place:])
+    random = np.random.default_rng(0)
+    places = {f"birds/{species}/{i}": 24000 for species in ("robin", "wren") for i in range(10)}
+    places |= {f"audio_mnist/data/{speaker}/{i}_{speaker}_0": 8000 for speaker in (28, 12, 26) for i in range(10)}
+    for place, n_points in places.items():
+        file = project.folder / "data" / f"{place}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, random.uniform(-1, 1, n_points), 8000)
+    return project
+
+
+CHECK = """
+import json
+import config, datasets, train
+for name in ("lower_rates", "windows", "birds"):
+    configs = [train.check(cell) for cell in config.draw(config.read_search_space(name, 1), 0)]
+    rows = []
+    recordings = datasets.recordings_of(configs[0], "data")
+    train.train(configs[0], datasets.load(configs[0], recordings), lambda row, snapshot: rows.append(row))
+    print(json.dumps([name, configs, rows]))
+try:
+    train.check(configs[0] | {"hidden": 0})
+except config.InputError as error:
+    print(error)
+"""
+
+
+def test_examples_train(extended):
+    """Each example is a search space that works, and its first config trains for an epoch."""
+    *lines, refusal = extended.run("-c", CHECK).stdout.splitlines()
+    spaces = {name: configs for name, configs, rows in map(json.loads, lines) if len(rows) == 1}
+    assert {name: len(configs) for name, configs in spaces.items()} == {"lower_rates": 4, "windows": 4, "birds": 6}
+    assert {config["init_lambd"] for config in spaces["windows"]} == {8000 * 0.020 / 6, 8000 * 0.080 / 6}
+    assert {(config["model_name"], config["hidden"]) for config in spaces["birds"]} == {("mel_wide_mlp", 128)}
+    assert {config["hidden"] for config in spaces["windows"]} == {512}
+    assert f"main.py: {refusal}" in EXTENDING
+
+
+@pytest.mark.slow
+def test_examples_run_with_ray(extended):
+    """The model, the dataset and the key of docs/extending.md in one experiment, by the commands there."""
+    extended.run("main.py", "--name=birds", "--max_epochs=1")
+    extended.run("predict_test.py", "--dataset_name=birds")
+    with open(extended.folder / "ray_results" / "birds" / "birds.csv", newline="") as file:
+        trials = list(csv.DictReader(file))
+    assert len(trials) == 6 and {trial["config/hidden"] for trial in trials} == {"128"}
+    assert "| mel_wide_mlp | 10 ms |" in extended.run("produce_tables.py").stdout
