@@ -86,7 +86,7 @@ def test_whole_reproduction(project, repositories):
     figures = {path.stem for path in (project.folder / "results" / "figures").glob("*.png")}
     assert figures == {"dmel", "data_example", "accuracy", "convergence", "time_complexity", "before_after"}
     again = project.run("doit.sh", **settings | {"EXPERIMENTS": "esc50"}).stdout
-    assert "esc50: all trials are finished" in again and "Number of trials" not in again
+    assert "esc50: all trials are finished" in again and "init_lambd" not in again
     assert (project.folder / "results" / "tables.txt").read_text() == tables
 
 
