@@ -5,26 +5,41 @@ with cluster.private():    # or cluster.joined("auto")
 """
 
 import contextlib
+import math
 import os
 import secrets
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the one that takes a reporter
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # short trials may end often
+
+import pandas as pd
 import psutil
 import ray
+from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tqdm import tqdm
 
-from config import InputError
+from config import InputError, trial_key
 from storage import first_line
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+SYNC_SECONDS = 10  # between updates of Ray's log in a folder of results; all of it is written anew
+MAX_ROWS = 40  # of a table on the console; of more trials it shows those that run or failed
+PARAMETERS = ("init_lambd", "trainable", "seed")
+METRICS = ("loss", "valid_loss", "valid_acc", "lambd_est")
+STATES = {"RUNNING": "runs", "TERMINATED": "finished", "ERROR": "failed"}
 OPTIONS = {"log_to_driver": False, "logging_level": "error"}
 # Waits for the end of main.py, however it comes, and leaves neither processes that have files in its folder nor that.
 CLEAN_UP = """
@@ -153,3 +168,93 @@ def cpus_beside(gpus, machines):
 def trials_on(machine_cpus, machine_gpus, cpus, gpus):
     """Number of trials that a machine takes at a time."""
     return int(min(machine_cpus / cpus, machine_gpus / gpus if gpus else machine_cpus) + 1e-6)
+
+
+# Ray Tune
+
+
+def fit(trial, configs, experiment, logs, args):
+    """Has Ray Tune run a trial of each config and log to a folder of the experiment; returns what failed ones say."""
+    storage, failures = experiment.storage, Failures()
+    tuner = tune.Tuner(
+        trial,
+        param_space={"config": tune.grid_search(configs)},
+        tune_config=tune.TuneConfig(
+            metric="valid_loss",
+            mode="min",
+            reuse_actors=True,  # the next trial finds torch imported
+            trial_name_creator=lambda trial: trial_key(trial.config["config"]),
+            trial_dirname_creator=name_of,
+        ),
+        run_config=tune.RunConfig(
+            name=os.path.basename(logs),
+            storage_path=storage.path(f"{experiment.name}/{os.path.dirname(logs)}"),
+            storage_filesystem=storage.filesystem,
+            progress_reporter=Console(experiment.name, len(configs), args.report_seconds),
+            callbacks=[failures],
+            sync_config=tune.SyncConfig(sync_period=SYNC_SECONDS if storage.is_local else 30 * SYNC_SECONDS),
+            verbose=1,
+            failure_config=tune.FailureConfig(max_failures=args.max_failures),
+        ),
+    )
+    try:
+        tuner.fit()
+    except Exception as error:  # of many kinds: a full disk, a cluster that is gone
+        if not failures.reasons:
+            raise InputError(f"Ray ended ({first_line(error)}): mend that, and the same command continues.") from None
+    return failures.reasons
+
+
+class Failures(tune.Callback):
+    """Collects what failed trials say last; Ray itself would unpickle it from the results folder."""
+
+    def __init__(self):
+        self.reasons = []
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        self.reasons.append(Path(trial.error_file).read_text().strip().splitlines()[-1])
+        trial.run_metadata.pickled_error_filename = None
+
+
+class Console(tune.ProgressReporter):
+    """A table of the trials when one starts or ends, not more often than asked, and a line that renews itself."""
+
+    def __init__(self, name, n_trials, seconds):
+        self.name, self.seconds, self.printed, self.states = name, seconds, -math.inf, None
+        line = "{desc} [{elapsed}, {remaining} left]"
+        self.bar = tqdm(total=n_trials, bar_format=line, disable=None, leave=False, mininterval=0.5)
+
+    def setup(self, *args, **kwargs):
+        pass
+
+    def should_report(self, trials, done=False):
+        epochs = [trial.last_result.get("training_iteration", 0) for trial in trials]
+        states = [trial.status for trial in trials]
+        ended = [n for n, state in zip(epochs, states, strict=True) if state == "TERMINATED"]
+        usual = statistics.mean(ended or [trial.config["config"]["max_epochs"] for trial in trials] or [1])
+        running = (min(n / usual, 0.95) for n, state in zip(epochs, states, strict=True) if state == "RUNNING")
+        told = f"{len(ended)} of {self.bar.total} trials finished, {sum(epochs)} epochs"
+        self.bar.set_description_str(f"{self.name}: {told}", refresh=False)
+        self.bar.update(len(ended) + sum(running) - self.bar.n)
+        is_news = states != self.states and not set(states) <= {"PENDING"}
+        return done or (is_news and time.monotonic() - self.printed >= self.seconds)
+
+    def report(self, trials, done, *sys_info):
+        self.states, self.printed = [trial.status for trial in trials], time.monotonic()
+        if len(trials) > MAX_ROWS:
+            trials = [trial for trial in trials if trial.status in ("RUNNING", "ERROR")]
+        rows = [
+            {key: trial.config["config"][key] for key in PARAMETERS}
+            | {"trial": STATES.get(trial.status, "waiting"), "epoch": trial.last_result.get("training_iteration", 0)}
+            | {key: trial.last_result.get(key, math.nan) for key in METRICS}
+            for trial in trials
+        ]
+        self.bar.write(pd.DataFrame(rows).to_string(index=False, na_rep="", float_format="%.4g") + "\n")
+        if done:
+            self.bar.close()
+
+
+def name_of(trial):
+    """What Ray and TensorBoard call a trial: its key, and what tells it apart for people."""
+    config = trial.config["config"]
+    return "_".join([trial_key(config), *(f"{key}={config[key]}" for key in ("model_name", *PARAMETERS))])

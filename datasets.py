@@ -63,11 +63,10 @@ class Data(NamedTuple):
     clips: torch.Tensor  # (n, n_points) float32
     labels: torch.Tensor  # (n,) int64
     splits: dict  # "train", "valid", "test": indices into clips, int64
-    features: torch.Tensor | None = None  # (n, frames, bands), where those of a fixed window are kept
 
     def to(self, device):
         splits = {part: indices.to(device) for part, indices in self.splits.items()}
-        return self._replace(clips=self.clips.to(device), labels=self.labels.to(device), splits=splits)
+        return Data(self.clips.to(device), self.labels.to(device), splits)
 
 
 def check(config):

@@ -14,29 +14,14 @@ import os
 import sys
 import time
 import traceback
-from pathlib import Path
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the console output that shows a table of chosen columns
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # short trials may end often
-
-import torch
-from ray import tune
-
-import cluster
-import datasets
-import train
 from config import InputError, describe, draw, read_search_space, run, trial_key
 from results import Damaged, Experiment, Plan, code, provenance, scripts
-from storage import first_line
 
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 SAVING_SHARE = 0.02  # of a trial's time that writing its state may take
-SYNC_SECONDS = 10  # between updates of Ray's log in a folder of results; all of it is written anew
 SOME_FAILED = 3  # exit code
-PARAMETER_COLUMNS = ["init_lambd", "trainable", "model_name", "seed"]
 FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "cpus_per_trial": 1}  # of all others 0
-METRIC_COLUMNS = ["loss", "valid_loss", "valid_acc", "best_valid_acc", "lambd_est", "training_iteration"]
 
 
 def main():
@@ -54,6 +39,10 @@ def main():
 
 def train_trials(experiment, plan, is_longer, done, args):
     """Trains what is not finished; raises InputError or exits where that does not come to its end."""
+    from ray import tune  # here, as --help and finished experiments do without
+
+    import cluster
+
     configs = {key: config for key, config in plan.trials.items() if key not in done}
     recordings = load_recordings(plan, args)
     warn_of_edits(plan)
@@ -69,7 +58,7 @@ def train_trials(experiment, plan, is_longer, done, args):
         settings = {"save_seconds": args.save_seconds, "code": code(), "logs": f"{experiment.address}/{logs}"}
         trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, settings=settings)
         resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
-        errors = fit(tune.with_resources(trial, resources), list(configs.values()), experiment, logs, args)
+        errors = cluster.fit(tune.with_resources(trial, resources), list(configs.values()), experiment, logs, args)
     missing = configs.keys() - set(experiment.finished(plan))
     if missing and not errors:
         raise InputError("interrupted: the same command continues.")
@@ -92,7 +81,7 @@ def parse_args():
     parser.add_argument(
         "--save_seconds", type=float, default=10, help="work that an interruption may cost a trial (10)"
     )
-    parser.add_argument("--report_seconds", type=float, default=10, help="between tables on the console (10)")
+    parser.add_argument("--report_seconds", type=float, default=60, help="least between tables of trials (60)")
     parser.add_argument("--max_failures", type=int, default=3, help="times that a failed trial starts again (3)")
     parser.add_argument("--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)")
     parser.add_argument("--restart", action="store_true", help="move the experiment's old results aside and start anew")
@@ -122,9 +111,11 @@ def extend(plan, space, args, experiment):
     planned = {seed for batch in plan.batches for seed in batch["seeds"]}
     seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
     added = {trial_key(config): config for seed in seeds for config in draw(space, seed)}
-    for config in added.values():
-        train.check(config)
     if added:
+        import train
+
+        for config in added.values():
+            train.check(config)
         plan.batches.append({"seeds": seeds, "n_trials": len(added), **provenance()})
         plan.trials.update(added)
     return plan, bool(added)
@@ -132,6 +123,8 @@ def extend(plan, space, args, experiment):
 
 def load_recordings(plan, args):
     """The recordings of a plan, None where it needs none; raises InputError where they cannot be trained on."""
+    import datasets
+
     configs = list(plan.trials.values())
     recordings = datasets.recordings_of(configs[0], args.data_dir)
     plan.keep_to(recordings, args.name, args.data_dir)
@@ -152,69 +145,17 @@ def warn_of_edits(plan):
         )
 
 
-# Ray Tune
-
-
-def fit(trial, configs, experiment, logs, args):
-    """Has Ray Tune run a trial of each config and log to a folder of the experiment; returns what failed ones say."""
-    storage, failures = experiment.storage, Failures()
-    reporter = tune.CLIReporter(
-        parameter_columns={f"config/{key}": key for key in PARAMETER_COLUMNS},
-        metric_columns=METRIC_COLUMNS,
-        max_report_frequency=args.report_seconds,
-        max_progress_rows=50,
-    )
-    tuner = tune.Tuner(
-        trial,
-        param_space={"config": tune.grid_search(configs)},
-        tune_config=tune.TuneConfig(
-            metric="valid_loss",
-            mode="min",
-            reuse_actors=True,  # the next trial finds torch imported
-            trial_name_creator=lambda trial: trial_key(trial.config["config"]),
-            trial_dirname_creator=name_of,
-        ),
-        run_config=tune.RunConfig(
-            name=os.path.basename(logs),
-            storage_path=storage.path(f"{experiment.name}/{os.path.dirname(logs)}"),
-            storage_filesystem=storage.filesystem,
-            progress_reporter=reporter,
-            callbacks=[failures],
-            sync_config=tune.SyncConfig(sync_period=SYNC_SECONDS if storage.is_local else 30 * SYNC_SECONDS),
-            verbose=1,
-            failure_config=tune.FailureConfig(max_failures=args.max_failures),
-        ),
-    )
-    try:
-        tuner.fit()
-    except Exception as error:  # of many kinds: a full disk, a cluster that is gone
-        if not failures.reasons:
-            raise InputError(f"Ray ended ({first_line(error)}): mend that, and the same command continues.") from None
-    return failures.reasons
-
-
-class Failures(tune.Callback):
-    """Collects what failed trials say last; Ray itself would unpickle it from the results folder."""
-
-    def __init__(self):
-        self.reasons = []
-
-    def on_trial_error(self, iteration, trials, trial, **info):
-        self.reasons.append(Path(trial.error_file).read_text().strip().splitlines()[-1])
-        trial.run_metadata.pickled_error_filename = None
-
-
-def name_of(trial):
-    """What Ray and TensorBoard call a trial: its key, and what tells it apart for people."""
-    config = trial.config["config"]
-    return "_".join([trial_key(config), *(f"{key}={config[key]}" for key in PARAMETER_COLUMNS)])
-
-
 def run_trial(config, recordings, experiment, settings):
     """What Ray runs for a trial: trains, reports every epoch, and writes the trial's file now and then and at the end.
 
     settings: save_seconds, least time between two writes; code, hash of the scripts, and logs, to be recorded.
     """
+    import torch
+    from ray import tune
+
+    import datasets
+    import train
+
     config = config["config"]
     torch.set_num_threads(max(1, int(tune.get_context().get_trial_resources().required_resources["CPU"])))
     key, state = trial_key(config), None

@@ -81,7 +81,7 @@ def linear(frames, bands, n_classes, config):
 
 
 def dropout_linear(frames, bands, n_classes, config):
-    return nn.Sequential(Dropout(), *linear(frames, bands, n_classes, config))
+    return nn.Sequential(Dropout(DROPOUT), *linear(frames, bands, n_classes, config))
 
 
 def batchnorm_linear(frames, bands, n_classes, config):
@@ -93,7 +93,9 @@ def mlp(frames, bands, n_classes, config):
 
 
 def dropout_mlp(frames, bands, n_classes, config):
-    return nn.Sequential(nn.Flatten(), nn.Linear(frames * bands, 32), nn.ReLU(), Dropout(), nn.Linear(32, n_classes))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(frames * bands, 32), nn.ReLU(), Dropout(DROPOUT), nn.Linear(32, n_classes)
+    )
 
 
 def convolution(frames, bands, n_classes, config):
@@ -148,26 +150,17 @@ def build(config):
     return SpectrogramNet(spectrogram_layer, head, config["bf16"]), loss_function
 
 
-def dropout(x, p, training):
-    """F.dropout; on the CPU 16 random bits per element draw the mask, a quarter of the time that torch's own takes."""
-    if not training or x.device.type != "cpu":
-        return F.dropout(x, p, training)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    mask = torch.empty_like(x, requires_grad=False)
-    in_memory_order = mask.as_strided((x.numel(),), (1,))
-    torch.ge(bits[: x.numel()], round(p * 2**16) - 2**15, out=in_memory_order)
-    return x * mask.div_(1 - p)
-
-
-class Dropout(nn.Module):
-    """dropout as a layer."""
-
-    def __init__(self, p=DROPOUT):
-        super().__init__()
-        self.p = p
+class Dropout(nn.Dropout):
+    """nn.Dropout; on a CPU 16 random bits per element draw the mask, a quarter of the time that torch's own takes."""
 
     def forward(self, x):
-        return dropout(x, self.p, self.training)
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        mask = torch.empty_like(x, requires_grad=False)
+        in_memory_order = mask.as_strided((x.numel(),), (1,))
+        torch.ge(bits[: x.numel()], round(self.p * 2**16) - 2**15, out=in_memory_order)
+        return x * mask.div_(1 - self.p)
 
 
 class BandNorm(nn.BatchNorm1d):
@@ -193,6 +186,7 @@ class Cnn6(nn.Module):
         self.conv_block2 = ConvBlock(64, 128)
         self.conv_block3 = ConvBlock(128, 256)
         self.conv_block4 = ConvBlock(256, 512)
+        self.dropout = Dropout(0.5)
         self.fc1 = nn.Linear(512, 512)
         self.fc_esc50 = nn.Linear(512, n_classes)
         for module in self.modules():
@@ -210,8 +204,7 @@ class Cnn6(nn.Module):
             x = block(x)
         x = x.mean(dim=3)  # (batch, 512, time // 16)
         x = x.amax(dim=2) + x.mean(dim=2)  # (batch, 512)
-        x = dropout(x, 0.5, self.training)
-        x = dropout(F.relu(self.fc1(x)), 0.5, self.training)
+        x = self.dropout(F.relu(self.fc1(self.dropout(x))))  # (batch, 512)
         return self.fc_esc50(x)
 
 
@@ -222,10 +215,11 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=5, padding=2, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
+        self.dropout = Dropout(DROPOUT)
 
     def forward(self, x):
-        x = F.avg_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), kernel_size=2)
-        return dropout(x, DROPOUT, self.training)
+        """Shape = (batch, in_channels, time, mel) to (batch, out_channels, time // 2, mel // 2)."""
+        return self.dropout(F.avg_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), kernel_size=2))
 
 
 def load_published(net, path):

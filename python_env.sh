@@ -5,7 +5,7 @@
 
 : "${REQUIREMENTS:=requirements.txt}"
 : "${VENV_DIR:=$here/.venv}"
-SUPPORTED='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+SUPPORTED='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
 
 has_pins() {
     for file in $REQUIREMENTS; do
@@ -27,18 +27,21 @@ is_installed() {
 make_venv() {
     if ! "$VENV_DIR/bin/python" -c "$SUPPORTED" 2>/dev/null; then
         found=
-        for candidate in python3 python3.13 python3.12 python3.11 python; do
+        for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
             if "$candidate" -c "$SUPPORTED" 2>/dev/null; then
                 found=$candidate
                 break
             fi
         done
-        if [ -z "$found" ]; then
-            echo "This needs Python 3.11, 3.12 or 3.13, and here is $(python3 --version 2>&1 || :):" \
-                "install one of them and run the command again." >&2
+        if [ -n "$found" ]; then
+            "$found" -m venv --clear "$VENV_DIR"
+        elif command -v uv >/dev/null; then # it brings a Python of its own
+            uv venv --quiet --clear --seed --python 3.13 "$VENV_DIR"
+        else
+            echo "This needs Python 3.11, 3.12, 3.13 or 3.14, and here is $(python3 --version 2>&1 || :):" \
+                "install one of them, or uv, and run the command again." >&2
             exit 1
         fi
-        "$found" -m venv --clear "$VENV_DIR"
     fi
     if ! is_installed; then
         echo "Installing the packages of $REQUIREMENTS into $VENV_DIR (6 GB, some minutes) ..."

@@ -4,85 +4,98 @@
 
 Edit a value, or add a function of your own and run it by its name. tune.grid_search([...]) tries every value, together
 with every value of every other grid; tune.uniform, tune.choice and the like draw one per trial. --num_samples repeats
-all of it.
+all of it. config.py says what every key means.
 """
 
 from ray import tune
 
-from datasets import DATASETS, SAMPLE_RATE
-from dmel import WINDOW_SIGMAS
-
-WINDOW_SECONDS = (0.010, 0.035, 0.300)
+SAMPLE_RATE = 8000  # Hz
+WINDOW_SIGMAS = 6  # a window of l seconds has λ = SAMPLE_RATE · l / 6 samples
 SIGMA_REF = 6.38  # samples, about sqrt(128 / π): a pulse is as wide in time as in frequency
-COMMON = {
-    "normalize_window": False,
-    "lr_tf": 1.0,
-    "trainable": tune.grid_search([True, False]),
-    "patience": 100,
-    "device": "cuda:0",
-}
-RECORDINGS = {
-    **COMMON,
-    "n_mels": 64,
-    "hop_length": SAMPLE_RATE // 100,  # 10 ms
-    "energy_normalize": True,
-    "optimized": True,
-    "augment": False,
-    "pretrained": False,
-    "optimizer_name": "adam",
-    "lr_model": 1e-4,
-    "resample_rate": SAMPLE_RATE,
-    "init_lambd": tune.grid_search([SAMPLE_RATE * seconds / WINDOW_SIGMAS for seconds in WINDOW_SECONDS]),
-}
 
 
 def audio_mnist(max_epochs):
     return {
-        **RECORDINGS,
         "dataset_name": "audio_mnist",
+        "resample_rate": SAMPLE_RATE,
+        "n_points": 1 * SAMPLE_RATE,
         "model_name": "mel_linear_net",
+        "n_mels": 64,
+        "hop_length": SAMPLE_RATE // 100,  # 10 ms
+        "energy_normalize": True,
+        "optimized": True,
+        "normalize_window": False,
+        "augment": False,
+        "pretrained": False,
+        "init_lambd": tune.grid_search([SAMPLE_RATE * seconds / WINDOW_SIGMAS for seconds in (0.010, 0.035, 0.300)]),
+        "trainable": tune.grid_search([True, False]),
+        "optimizer_name": "adam",
+        "lr_model": 1e-4,
+        "lr_tf": 1.0,
         "batch_size": 64,
-        "n_points": SAMPLE_RATE * DATASETS["audio_mnist"].clip_seconds,
         "max_epochs": max_epochs,
+        "patience": 100,
+        "device": "cuda:0",
     }
 
 
+def esc50(max_epochs):
+    return {
+        "dataset_name": "esc50",
+        "resample_rate": SAMPLE_RATE,
+        "n_points": 5 * SAMPLE_RATE,
+        "model_name": "panns_cnn6",
+        "n_mels": 64,
+        "hop_length": SAMPLE_RATE // 100,  # 10 ms
+        "energy_normalize": True,
+        "optimized": True,
+        "normalize_window": False,
+        "augment": False,
+        "pretrained": False,
+        "init_lambd": tune.grid_search([SAMPLE_RATE * seconds / WINDOW_SIGMAS for seconds in (0.010, 0.035, 0.300)]),
+        "trainable": tune.grid_search([True, False]),
+        "optimizer_name": "adam",
+        "lr_model": 1e-4,
+        "lr_tf": 1.0,
+        "batch_size": 32,
+        "max_epochs": max_epochs,
+        "patience": 100,
+        "device": "cuda:0",
+    }
+
+
+def time_frequency(max_epochs):
+    return {
+        "dataset_name": "time_frequency",
+        "n_samples": 5000,
+        "n_points": 128,
+        "sigma_ref": SIGMA_REF,
+        "noise_std": 0.5,
+        "center_offset": False,
+        "model_name": "linear_net",
+        "hop_length": 1,
+        "optimized": False,
+        "normalize_window": False,
+        "init_lambd": tune.grid_search([SIGMA_REF * factor for factor in (0.2, 1.0, 5.0)]),
+        "trainable": tune.grid_search([True, False]),
+        "optimizer_name": "sgd",
+        "lr_model": 1e-3,
+        "lr_tf": 1.0,
+        "batch_size": 128,
+        "max_epochs": max_epochs,
+        "patience": 100,
+        "device": "cuda:0",
+    }
+
+
+# Beyond the paper
+
+
 def audio_mnist_continuous(max_epochs):
-    """Beyond the paper: does it help that the mel spectrogram does not jump?"""
+    """Does it help that the mel spectrogram does not jump where the FFT size doubles?"""
     return {**audio_mnist(max_epochs), "trainable": True, "continuous": True}
 
 
 def audio_mnist_continuous_fixed(max_epochs):
     """Its baseline: how much comes from another scale of the mel spectrogram alone?"""
     return {**audio_mnist_continuous(max_epochs), "trainable": False}
-
-
-def esc50(max_epochs):
-    return {
-        **RECORDINGS,
-        "dataset_name": "esc50",
-        "model_name": "panns_cnn6",
-        "batch_size": 32,
-        "n_points": SAMPLE_RATE * DATASETS["esc50"].clip_seconds,
-        "max_epochs": max_epochs,
-    }
-
-
-def time_frequency(max_epochs):
-    return {
-        **COMMON,
-        "dataset_name": "time_frequency",
-        "model_name": "linear_net",
-        "hop_length": 1,
-        "optimized": False,
-        "optimizer_name": "sgd",
-        "lr_model": 1e-3,
-        "batch_size": 128,
-        "init_lambd": tune.grid_search([SIGMA_REF * factor for factor in (0.2, 1.0, 5.0)]),
-        "n_points": 128,
-        "n_samples": 5000,
-        "noise_std": 0.5,
-        "sigma_ref": SIGMA_REF,
-        "center_offset": False,
-        "max_epochs": max_epochs,
-    }

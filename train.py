@@ -30,8 +30,8 @@ def train(config, data, report, state=None):
     data: datasets.Data. state: what snapshot() gave after an epoch, to go on from there.
     report(row, snapshot) is called after each epoch. row: training_iteration (epochs so far), loss, valid_loss (means
     over examples), valid_acc, best_valid_loss, best_valid_acc (accuracy at the lowest loss), lambd_est, best_lambd_est
-    (λ in samples, with its sign), energy (mean over training batches of the summed features), lacked_memory (for what
-    with_features keeps), time_this_iter_s, finished. snapshot() gives, as tensors and plain values, config, history
+    (λ in samples, with its sign), energy (mean over training batches of the summed features), lacked_memory (for
+    fixed_features), time_this_iter_s, finished. snapshot() gives, as tensors and plain values, config, history
     (all rows), finished, best_net (the network to test) and, until finished, all that the trial's future depends on.
 
     Raises FloatingPointError where a loss is not finite.
@@ -43,8 +43,7 @@ def train(config, data, report, state=None):
     net, loss_function, device = prepare(config)
     optimizer = make_optimizer(net, config)
     data = data.to(device)
-    if not config["trainable"]:
-        data = with_features(data, net.spectrogram_layer, config["batch_size"])
+    kept = None if config["trainable"] else fixed_features(data, net.spectrogram_layer, config["batch_size"])
     lambd = net.spectrogram_layer.lambd
     history, stale_epochs, best, best_net = [], 0, {"best_valid_loss": math.inf}, None
     if state is not None:
@@ -70,8 +69,8 @@ def train(config, data, report, state=None):
     while not finished:
         train_indices = data.splits["train"]
         order = train_indices[torch.randperm(len(train_indices), generator=shuffle).to(device)]
-        loss, energy = train_epoch(net, loss_function, optimizer, data, order.split(config["batch_size"]))
-        valid_loss, valid_acc = evaluate(net, loss_function, data, data.splits["valid"], config["batch_size"])
+        loss, energy = train_epoch(net, loss_function, optimizer, data, order.split(config["batch_size"]), kept)
+        valid_loss, valid_acc = evaluate(net, loss_function, data, data.splits["valid"], config["batch_size"], kept)
         epoch = len(history) + 1
         if not (math.isfinite(loss) and math.isfinite(valid_loss)):
             raise FloatingPointError(
@@ -90,7 +89,7 @@ def train(config, data, report, state=None):
             "valid_acc": valid_acc,
             "lambd_est": lambd.item(),
             "energy": energy,
-            "lacked_memory": not config["trainable"] and data.features is None,
+            "lacked_memory": not config["trainable"] and kept is None,
             "finished": finished,
             **best,
             "time_this_iter_s": time.perf_counter() - begin,
@@ -120,12 +119,15 @@ def make_optimizer(net, config):
     return OPTIMIZERS[config["optimizer_name"]](groups, lr=config["lr_model"], fused=True)
 
 
-def train_epoch(net, loss_function, optimizer, data, batches):
-    """One step per batch of indices; returns the loss, mean over examples, and the features' sum, mean over batches."""
+def train_epoch(net, loss_function, optimizer, data, batches, kept=None):
+    """One step per batch of indices; returns the loss, mean over examples, and the features' sum, mean over batches.
+
+    kept: see fixed_features.
+    """
     net.train()
     total_loss = total_energy = torch.zeros((), device=data.clips.device)  # read once, at the end
     for batch in batches:
-        logits, features = predict(net, data, batch)
+        logits, features = predict(net, data, batch, kept)
         loss = loss_function(logits, data.labels[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -135,18 +137,18 @@ def train_epoch(net, loss_function, optimizer, data, batches):
     return total_loss.item() / sum(map(len, batches)), total_energy.item() / len(batches)
 
 
-def predict(net, data, batch):
+def predict(net, data, batch, kept=None):
     """Logits and features of a batch of indices."""
-    if data.features is None:
+    if kept is None:
         return net(data.clips.index_select(0, batch))
-    return net.classify(data.features.index_select(0, batch).transpose(-1, -2))
+    return net.classify(kept.index_select(0, batch).transpose(-1, -2))
 
 
 @torch.no_grad()
-def with_features(data, layer, batch_size):
-    """The data with the layer's features of all that is trained and validated on, where memory allows.
+def fixed_features(data, layer, batch_size):
+    """The layer's features of all that is trained and validated on, shape = (n, frames, bands), None without memory.
 
-    A window that is not trained gives the same features in every epoch.
+    A window that is not trained gives the same ones in every epoch.
     """
     device = data.clips.device
     n_features = len(data.clips) * layer(data.clips[:1]).numel()
@@ -154,7 +156,7 @@ def with_features(data, layer, batch_size):
     if needed > allowed:
         sizes = f"they need {needed / 2**20:.0f} MiB, a trial may take {allowed / 2**20:.0f} MiB for them"
         print(f"features are computed anew in every epoch: {sizes}", file=sys.stderr)
-        return data
+        return None
     features = None
     for part in ("train", "valid"):
         for batch in data.splits[part].split(batch_size):
@@ -162,7 +164,7 @@ def with_features(data, layer, batch_size):
             if features is None:
                 features = batch_features.new_empty(len(data.clips), *batch_features.shape[1:])
             features[batch] = batch_features
-    return data._replace(features=features)
+    return features
 
 
 def own_memory(device):
@@ -173,13 +175,13 @@ def own_memory(device):
 
 
 @torch.no_grad()
-def evaluate(net, loss_function, data, indices, batch_size):
+def evaluate(net, loss_function, data, indices, batch_size, kept=None):
     """Loss and accuracy (0..1), means over the examples of the given indices."""
     net.eval()
     total_loss = total_correct = torch.zeros((), device=data.clips.device)
     for batch in indices.split(batch_size):
         labels = data.labels[batch]
-        logits, _ = predict(net, data, batch)
+        logits, _ = predict(net, data, batch, kept)
         total_loss = total_loss + loss_function(logits, labels) * len(batch)
         total_correct = total_correct + (logits.argmax(dim=1) == labels).sum()
     return total_loss.item() / len(indices), total_correct.item() / len(indices)

@@ -27,6 +27,7 @@ def test_clip_by_clip_computes_the_same(layer):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_sections_run(project, tmp_path):
     sections = ["layer", "memory", "scaling", "jumps", "epoch", "step", "operators", "prepare", "copies"]
     report = tmp_path / "report.json"
@@ -58,6 +59,7 @@ def test_operators_are_counted(layer):
     assert many.total() > 4 * few.total()
 
 
+@pytest.mark.slow
 def test_wrong_arguments(project):
     assert project.run("-m", "benchmarks", "--sections", "speed", check=False).returncode == 2
     result = project.run("-m", "benchmarks", "--experiments", "nothing", "--sections", "epoch", check=False)

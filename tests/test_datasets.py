@@ -171,12 +171,6 @@ def test_configs_that_lack_something(config, message):
     assert str(error.value).startswith("config: ") and "\n" not in str(error.value)
 
 
-def test_data_moves_whole_to_a_device():
-    data = datasets.Data(torch.zeros(3, 8), torch.arange(3), {"train": torch.tensor([0])}, torch.ones(3, 2, 2))
-    moved = data.to("cpu")
-    assert all(torch.equal(a, b) for a, b in zip(moved[:2], data[:2], strict=True)) and moved.features is data.features
-
-
 # The real recordings
 
 

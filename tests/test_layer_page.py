@@ -80,6 +80,7 @@ def test_wheel_holds_the_one_module(installed, tmp_path):
     assert result.stdout == f"{packages / 'dmel.py'}\n", result.stderr
 
 
+@pytest.mark.slow
 def test_mypy_beside_a_copy_and_installed(installed, tmp_path):
     def mypy(folder, *flags):
         command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", *flags, "user.py"]

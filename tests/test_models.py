@@ -231,8 +231,8 @@ def test_checkpoint_with_weights_that_are_no_numbers(tmp_path):
 
 @pytest.mark.parametrize("p", [0.2, 0.5])
 def test_dropout_keeps_each_element_by_chance_and_the_mean(p):
-    x = torch.ones(1001, 333, requires_grad=True)
-    y = models.dropout(x, p, training=True)
+    x, dropout = torch.ones(1001, 333, requires_grad=True), models.Dropout(p)
+    y = dropout(x)
     kept = y != 0
     assert kept.float().mean().item() == pytest.approx(1 - p, abs=4e-3)  # 4 standard deviations are 3.5e-3
     assert torch.equal(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
@@ -240,5 +240,5 @@ def test_dropout_keeps_each_element_by_chance_and_the_mean(p):
     assert neighbours == pytest.approx((1 - p) ** 2, abs=6e-3)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
-    assert not torch.equal(kept, models.dropout(x, p, training=True) != 0)
-    assert models.dropout(x, p, training=False) is x
+    assert not torch.equal(kept, dropout(x) != 0)
+    assert dropout.eval()(x) is x

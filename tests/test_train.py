@@ -105,7 +105,7 @@ def test_same_seed_same_numbers_other_seed_others():
 def test_dmel_and_baseline_of_one_seed_start_from_the_same_weights_and_batches(monkeypatch):
     seen = []
 
-    def record(net, loss_function, optimizer, data, batches):
+    def record(net, loss_function, optimizer, data, batches, kept):
         seen.append((net.head.state_dict(), batches))
         return 0.0, 0.0
 
@@ -190,13 +190,13 @@ MEL = {"model_name": "mel_linear_net", "n_mels": 16, "hop_length": 8, "resample_
 def test_kept_features_of_a_fixed_window_change_no_number(changes, monkeypatch, capsys):
     config = tiny_config(trainable=False, init_lambd=6.38, batch_size=64, **changes)
     seen = []
-    monkeypatch.setattr(train, "predict", lambda net, data, batch: seen.append(data) or predict(net, data, batch))
+    monkeypatch.setattr(train, "predict", lambda *inputs: seen.append(inputs[-1]) or predict(*inputs))
     kept = run(config)
-    assert all(data.features is not None for data in seen)
+    assert all(features is not None for features in seen)
     seen.clear()
     monkeypatch.setattr(train, "FEATURE_MEMORY", 0)
     anew = run(config)
-    assert all(data.features is None for data in seen)
+    assert all(features is None for features in seen)
     assert "computed anew" in capsys.readouterr().err
     assert all(
         not old.pop("lacked_memory") and new.pop("lacked_memory") for old, new in zip(kept[0], anew[0], strict=True)
@@ -206,7 +206,7 @@ def test_kept_features_of_a_fixed_window_change_no_number(changes, monkeypatch, 
 
 
 def test_features_are_kept_only_for_fixed_windows(monkeypatch):
-    monkeypatch.setattr(train, "with_features", lambda *arguments: pytest.fail("features of a trainable window kept"))
+    monkeypatch.setattr(train, "fixed_features", lambda *arguments: pytest.fail("features of a trainable window kept"))
     run(tiny_config(max_epochs=1))
 
 
