@@ -177,6 +177,11 @@ def test_flags_in_the_text_are_known(name, flags):
     assert set(re.findall(r"(?<!\w)--\w+", text)) <= known
 
 
+def test_flags_of_main_are_explained(flags):
+    pages = " ".join(PAGES.values())
+    assert {flag for flag in flags["main"] - {"--help"} if flag not in pages} == set()
+
+
 # Numbers
 
 
