@@ -53,8 +53,7 @@ rm -rf "$1"
 @contextlib.contextmanager
 def private():
     """A cluster for this process alone: others on this machine have neither its token nor its folder."""
-    os.environ.update(MEMORY | os.environ)  # trials inherit it
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.update(MEMORY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} | os.environ)  # trials inherit it
     with own_folder() as folder:
         ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
         heads = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
