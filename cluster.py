@@ -1,7 +1,9 @@
-"""The Ray cluster that trials run on: a private one on this machine, or one that is there.
+"""The Ray cluster that trials run on, a private one on this machine or one that is there, and Ray Tune on it.
 
-with cluster.private():    # or cluster.joined("auto")
-    resources = cluster.resources({"cpu": 4, "gpu": 0.25})
+    with cluster.private():    # or cluster.joined("auto")
+        errors = cluster.fit(tune.with_resources(trial, cluster.resources({"cpu": 4, "gpu": 0.25})), configs, ...)
+
+main.py alone uses it.
 """
 
 import contextlib
@@ -53,8 +55,7 @@ rm -rf "$1"
 @contextlib.contextmanager
 def private():
     """A cluster for this process alone: others on this machine have neither its token nor its folder."""
-    os.environ.update(MEMORY | os.environ)  # trials inherit it
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.update(MEMORY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} | os.environ)  # trials inherit it
     with own_folder() as folder:
         ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
         heads = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
@@ -118,17 +119,15 @@ def connected(ending):
 
 def check_nodes(experiment, plan):
     """Raises InputError where a machine of the cluster does not see the plan: it would keep its trials to itself."""
-    looks = {
-        node["NodeManagerHostname"]: look_for_plan.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(experiment)
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-    for machine, look in looks.items():
-        if ray.get(look) != plan.checksum:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    seen = ray.get([look_for_plan.options(scheduling_strategy=place).remote(experiment) for place in places])
+    for node, checksum in zip(nodes, seen, strict=True):
+        if checksum != plan.checksum:
             remedy = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
-            raise InputError(f"{machine} does not see {experiment.address}/experiment.json: {remedy}.")
+            raise InputError(
+                f"{node['NodeManagerHostname']} does not see {experiment.address}/experiment.json: {remedy}."
+            )
 
 
 @ray.remote(num_cpus=0)

@@ -1,10 +1,11 @@
 """The three datasets: two folders of recordings, see recordings.py, and one that is drawn from a seed.
 
-python datasets.py data      # resamples data/audio_mnist and data/esc50 to 8 kHz, one cache file each
+    python datasets.py data      # resamples data/audio_mnist and data/esc50 to 8 kHz, one cache file each
 
-check(config)
-recordings = recordings_of(config, "data")
-data = load(config, recordings)    # data.clips (n, n_points), data.labels (n,), data.splits["train"] (indices)
+What a trial works on:
+
+    recordings = recordings_of(config, "data")
+    data = load(config, recordings)    # data.clips (n, n_points), data.labels (n,), data.splits["train"] (indices)
 """
 
 import argparse

@@ -11,6 +11,7 @@ says why it did not run to the end, 3 it did but some trials failed.
 import argparse
 import contextlib
 import os
+import secrets
 import sys
 import time
 import traceback
@@ -26,8 +27,11 @@ FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "cpus_per_trial": 1}  # of al
 
 def main():
     args = parse_args()
+    if args.ray_address is None:  # Ray reads it as it is imported; the token keeps others out of a private cluster
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     space = read_search_space(args.name, args.max_epochs)
     experiment = Experiment(args.ray_root_dir, args.name)
+    extend(None if args.restart else experiment.read_plan(), space, args, experiment)  # before anything is written
     with experiment.alone():
         plan = None if args.restart else experiment.read_plan()
         plan, is_longer = extend(plan, space, args, experiment)

@@ -126,7 +126,7 @@ def test_quarters_of_a_gpu_pack_and_the_fifth_waits(project):
 
 def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
     run = Run(project, "token", "packing", 100000)
-    process = run.start()
+    process = run.start(RAY_AUTH_MODE="disabled")
     try:
         run.wait_for_epochs(process, 1)
         raylet = next(child for child in psutil.Process(process.pid).children() if child.name() == "raylet")
