@@ -261,7 +261,7 @@ except config.InputError as error:
 
 def test_examples_train(extended):
     """Each example is a search space that works, and its first config trains for an epoch."""
-    *lines, refusal = extended.run("-c", CHECK).stdout.splitlines()
+    *lines, refusal = extended.run("-c", CHECK, OMP_NUM_THREADS=1).stdout.splitlines()
     spaces = {name: configs for name, configs, rows in map(json.loads, lines) if len(rows) == 1}
     assert {name: len(configs) for name, configs in spaces.items()} == {"lower_rates": 4, "windows": 4, "birds": 6}
     assert {config["init_lambd"] for config in spaces["windows"]} == {8000 * 0.020 / 6, 8000 * 0.080 / 6}
