@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--ray_results_dir", default="ray_results", help="folder or URI of all results (ray_results)")
     parser.add_argument("--data_base_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
     parser.add_argument("--dataset_name", required=True, help="the experiment: --name of main.py")
-    parser.add_argument("--keep", help="folder to copy to what tables and figures need, to be kept")
+    parser.add_argument("--keep", metavar="DIR", help="folder to copy what tables and figures need to, as DIR/NAME")
     args = parser.parse_args()
     import datasets  # as train below, not for --help: torch takes seconds
 

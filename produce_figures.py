@@ -82,10 +82,10 @@ def dmel(experiments, args):
     best = trials[trials["config/trainable"]].sort_values("best_valid_acc").iloc[-1]  # chosen without the test split
     trained, config = abs(best["best_lambd_est"]), config_of(best)
     lambds = sorted([trained, *trials["config/init_lambd"].agg(["min", "max"])])
-    titles = [f"{results.unit * lambd:.0f} ms" + (", trained" if lambd == trained else "") for lambd in lambds]
-    shown = [(title, config, clip, lambd) for title, lambd in zip(titles, lambds, strict=True)]
+    shown = [(f"{results.unit * lambd:.0f} ms", config, clip, lambd) for lambd in lambds]
     figure, [axes] = pictures([[("waveform", config, clip, None), *shown]], 2.2)
     axis = axes[1 + lambds.index(trained)]
+    axis.set_title(f"{axis.get_title()}, trained")
     axis.title.set(color=COLORS[0], weight="bold")
     for spine in axis.spines.values():
         spine.set(visible=True, color=COLORS[0], linewidth=2.5)
@@ -110,16 +110,14 @@ def data_example(experiments, args):
     if not drawn:
         raise Skipped("there are no results of time_frequency")
     config = config_of(drawn[0]) | {"seed": 1, "noise_std": 0.1}
-    data, rows = datasets.load(config), []
-    lambds = {"waveform": None}
-    for factor in (0.2, 1.0, 5.0):
-        lambds[rf"$\lambda$ = {factor:g} $\sigma_{{ref}}$"] = factor * config["sigma_ref"]
-    for label in range(len(CLASSES)):
-        clip = data.clips[(data.labels == label).nonzero()[0, 0]]
-        rows.append([("" if label else title, config, clip, lambd) for title, lambd in lambds.items()])
-    figure, axes = pictures(rows, 5.2)
+    data, sigma = datasets.load(config), config["sigma_ref"]
+    clips = [data.clips[(data.labels == label).nonzero()[0, 0]] for label in range(len(CLASSES))]
+    shown = [("waveform", None), *((rf"$\lambda$ = {n:g} $\sigma_{{ref}}$", n * sigma) for n in (0.2, 1.0, 5.0))]
+    figure, axes = pictures([[(title, config, clip, lambd) for title, lambd in shown] for clip in clips], 5.2)
     for axis, name in zip(axes[:, 0], CLASSES, strict=True):
         axis.set_ylabel(f"{name}\namplitude")
+    for axis in axes[1:].flat:
+        axis.set_title("")
     return figure
 
 
@@ -127,17 +125,15 @@ def chosen_clip(experiments, args):
     """Results of --experiment, and clip number --clip of its test split, shape = (n_points,) float32."""
     import datasets
 
-    results = next((results for results in experiments if results.name == args.experiment), None)
-    if results is None:
-        raise Skipped(f"there are no results of {args.experiment}")
-    config = config_of(results.trials.iloc[0])
+    trained = [results for results in experiments if results.trials["config/trainable"].any()]
+    results = next((results for results in trained if results.name == args.experiment), None)
+    if results is None or results.in_samples:
+        raise Skipped(f"there are no results of {args.experiment} with a window trained on recordings")
     try:
-        recordings = datasets.recordings_of(config, args.data_base_dir)
+        config = config_of(results.trials.iloc[0])
+        data = datasets.load(config, datasets.recordings_of(config, args.data_base_dir))
     except InputError as error:
         raise Skipped(str(error)) from None
-    if recordings is None:
-        raise Skipped(f"{args.experiment} has no recordings")
-    data = datasets.load(config, recordings)
     if not 0 <= args.clip < len(test := data.splits["test"]):
         raise InputError(f"--clip={args.clip}: the test split has clips 0 to {len(test) - 1}.")
     return results, data.clips[test[args.clip]]

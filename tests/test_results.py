@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dmel
+import predict_test
 import summary
 from config import InputError
+from results import Plan
 from storage import Storage
 
 EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", "100"))
@@ -106,6 +108,16 @@ def test_without_epochs_only_what_they_tell_is_missing(tmp_path):
     assert results.epochs.empty and results.trials[["epochs", "seconds", "settled"]].isna().all(axis=None)
     assert len(results.differences()) == 3 and summary.fixed_runs(results.trials).n == 0
     assert summary.read_results(Storage(tmp_path), "esc50").trials.empty
+
+
+def test_what_is_kept_of_a_plan_names_no_folder():
+    command = "python main.py --name=a --data_dir '/home/me/my data' --ray_root_dir=/home/me/results --seed=3"
+    plan = Plan(search_space={"seed": 3}, batches=[{"command": command, "n_trials": 2}], trials={"a": {}})
+    assert predict_test.reduced(plan) == {
+        "search_space": {"seed": 3},
+        "data": None,
+        "batches": [{"command": "python main.py --name=a --seed=3", "n_trials": 2}],
+    }
 
 
 def test_a_window_is_six_lambdas():
