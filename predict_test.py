@@ -4,18 +4,22 @@
 
 Writes RAY_RESULTS_DIR/NAME/NAME.csv, one row per trial: what it reported last, config/<key> for every key of its
 config, logdir, trial_id, training_iteration and test_accuracy (0..1); and beside it epochs.csv, for the figures.
+--keep=results copies what tables and figures need into results/NAME, without anything about this machine's folders.
 """
 
 import argparse
+import json
+import shlex
 import sys
 
 import pandas as pd
 from tqdm import tqdm
 
-import datasets
-import train
 from config import InputError, run
-from results import EPOCHS, TABLE, Damaged, Experiment
+from results import EPOCHS, RECORD, TABLE, Damaged, Experiment
+from storage import Storage
+
+OF_THIS_MACHINE = ["logdir", "hostname", "node_ip", "pid"]  # columns
 
 
 def main():
@@ -23,7 +27,9 @@ def main():
     parser.add_argument("--ray_results_dir", default="ray_results", help="folder or URI of all results (ray_results)")
     parser.add_argument("--data_base_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
     parser.add_argument("--dataset_name", required=True, help="the experiment: --name of main.py")
+    parser.add_argument("--keep", metavar="DIR", help="folder to copy what tables and figures need to, as DIR/NAME")
     args = parser.parse_args()
+    import datasets  # as train below, not for --help: torch takes seconds
 
     experiment = Experiment(args.ray_results_dir, args.dataset_name)
     plan = experiment.read_plan()
@@ -45,9 +51,27 @@ def main():
         if not rows:
             raise InputError(f"no trial of {experiment.address} could be tested: train with main.py first.")
         table, name = TABLE.format(experiment.name), experiment.name
-        experiment.storage.write(EPOCHS.format(name), pd.concat(epochs).to_csv(index=False, float_format="%.5g"))
-        experiment.storage.write(table, pd.DataFrame(rows).to_csv())
+        trials, epochs = pd.DataFrame(rows), pd.concat(epochs).to_csv(index=False, float_format="%.5g")
+        experiment.storage.write(EPOCHS.format(name), epochs)
+        experiment.storage.write(table, trials.to_csv())
     print(f"{name}: {len(rows)} trials tested, in {experiment.storage.address}/{table}")
+    if args.keep:
+        kept = Storage(args.keep)
+        kept.write(EPOCHS.format(name), epochs)
+        kept.write(table, trials.drop(columns=OF_THIS_MACHINE, errors="ignore").to_csv())
+        kept.write(RECORD.format(name), json.dumps(reduced(plan), indent=2) + "\n")
+        print(f"{name}: kept in {kept.address}/{name}")
+
+
+def reduced(plan):
+    """What is kept of a plan: search space, data, and batches, without the flags of main.py that name folders."""
+    folders = argparse.ArgumentParser(add_help=False)
+    for flag in ("--ray_root_dir", "--data_dir"):
+        folders.add_argument(flag)
+    kept = plan.model_dump(include={"search_space", "data", "batches"})
+    for batch in kept["batches"]:
+        batch["command"] = shlex.join(folders.parse_known_args(shlex.split(batch["command"]))[1])
+    return kept
 
 
 def finished_trials(experiment, plan):
@@ -90,6 +114,9 @@ def history_of(number, history):
 
 def accuracy_of(state, recordings):
     """Accuracy (0..1) of a trial's best network on its test split; raises Damaged where it does not fit its config."""
+    import datasets
+    import train
+
     config = {**state["config"], "pretrained": False}
     net, loss_function, device = train.prepare(config)
     try:

@@ -1,4 +1,8 @@
-"""Statistics of the results in RAY_RESULTS_DIR, for produce_tables.py and produce_figures.py."""
+"""Results of experiments and their statistics, for produce_tables.py and produce_figures.py. Starts without torch.
+
+An experiment's trials fall into cells, one for each model and initial window; a cell has a trained half, whose trials
+train the window (DMEL), and a fixed half, whose trials keep it (the baseline).
+"""
 
 import io
 import json
@@ -7,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+from scipy.special import stdtrit
 
 from config import InputError
-from dmel import WINDOW_SIGMAS
 from results import EPOCHS, RECORD, TABLE
 from storage import first_line
 
+WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
+MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by main.py --restart
 FRACTION, POSITIVE, NUMBER = (0, 1), (1e-9, 1e9), (-1e9, 1e9)
@@ -24,9 +29,8 @@ COLUMNS = {  # of NAME.csv: limits of its numbers, None where it holds something
     "best_lambd_est": NUMBER,
     "test_accuracy": FRACTION,
 }
-OPTIONAL = {f"config/{key}": POSITIVE for key in ("resample_rate", "max_epochs", "sigma_ref")} | {
-    "config/seed": (0, 2**63)
-}
+OPTIONAL = {f"config/{key}": POSITIVE for key in ("resample_rate", "max_epochs", "sigma_ref")}
+OPTIONAL["config/seed"] = (0, 2**63)
 EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": NUMBER, "seconds": (0, 1e9)}
 REMEDY = "make it again with predict_test.py"
 SETTLED = 0.1  # λ has settled where it stays within this part of its last value
@@ -37,10 +41,14 @@ class Interval(NamedTuple):
     """Mean of n values, their standard deviation (n − 1), and the 95 % interval of the mean by Student's t."""
 
     n: int
-    mean: float
-    deviation: float
-    low: float
-    high: float
+    mean: float = np.nan
+    deviation: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+
+    def __format__(self, form):
+        """The mean in a number's format, and the interval in brackets."""
+        return f"{self.mean:{form}}" + (f" ({self.bounds()})" if self.n > 1 else "")
 
     def bounds(self):
         """The interval as text, empty for one value."""
@@ -48,44 +56,133 @@ class Interval(NamedTuple):
 
 
 def interval(values):
-    """The Interval of numbers; with one number its bounds are not a number."""
+    """The Interval of numbers; what one number or none cannot tell is not a number."""
     values = np.asarray(values, dtype=float)
-    n, mean = len(values), values.mean()
+    n = len(values)
     if n < 2:
-        return Interval(n, mean, np.nan, np.nan, np.nan)
-    deviation = values.std(ddof=1)
-    half = scipy.stats.t.ppf(0.975, n - 1) * deviation / n**0.5
+        return Interval(n, *values)
+    mean, deviation = values.mean(), values.std(ddof=1)
+    half = stdtrit(n - 1, 0.975) * deviation / n**0.5
     return Interval(n, mean, deviation, mean - half, mean + half)
 
 
-def read_experiment(storage, name):
-    """Trials of NAME.csv, or None without one, and the number of trials that were started; adds columns to the trials.
+def paired(first, second, column):
+    """Interval of the differences first − second of a column of trials, one for each seed that both have."""
+    first, second = (trials.groupby("seed")[column].mean() for trials in (first, second))
+    return interval((first - second).dropna())
 
-    cell: number of the initial window, equal ones to within 1e-6. accuracy: percent. seed: of the run. window: trained
-    length as tables tell it, init_window: initial length, see in_samples.
+
+def fixed_runs(trials):
+    """Interval of how many fixed windows a DMEL run costs, by seed: mean seconds over the initial windows of each."""
+    means = trials.groupby(["seed", "config/trainable"])["seconds"].mean().unstack()
+    return interval((means[True] / means[False]).dropna() if {True, False} <= set(means) else [])
+
+
+def settling_epoch(lambds):
+    """First epoch after which λ stays within SETTLED of its last value; not a number where it is still moving."""
+    lambds = np.abs(np.asarray(lambds))
+    outside = np.flatnonzero(np.abs(lambds / lambds[-1] - 1) > SETTLED)
+    epoch = outside[-1] + 2 if len(outside) else 1
+    return np.nan if epoch > (1 - STILL_MOVING) * len(lambds) and epoch > 1 else int(epoch)
+
+
+def markdown_table(rows, text=str):
+    """A Markdown table of dicts with the same keys; text: value -> text of a cell."""
+    rows = list(rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([text(value) for value in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+class Cell(NamedTuple):
+    """The trials of one model and initial window: the half that trains it, and the half that keeps it."""
+
+    number: int  # of the window, from the shortest
+    model: str  # as tables call it
+    init_window: float
+    trained: pd.DataFrame
+    fixed: pd.DataFrame
+
+
+class Results(NamedTuple):
+    """What an experiment has brought; trials and epochs have no rows where there are none.
+
+    trials: columns of NAME.csv, by initial window and seed, and cell, number of the initial window, equal ones to
+    within 1e-6; init_window and window, the initial and the trained one, in ms or samples, see unit; accuracy, percent;
+    seed, of the run; epochs, their number; seconds, median epoch × epochs; settled, the epoch at which λ has (all three
+    not a number without epochs); cut, whether max_epochs ended the trial. epochs: see read_epochs.
     """
-    started = n_started(storage, name)
+
+    name: str
+    n_started: int  # trials, 0 where no plan is there
+    trials: pd.DataFrame
+    epochs: pd.DataFrame
+
+    @property
+    def in_samples(self):
+        """Whether there is no sample rate to tell windows as 6λ in ms, so that they are told as λ in samples."""
+        return "config/resample_rate" not in self.trials or self.trials["config/resample_rate"].isna().all()
+
+    @property
+    def unit(self):
+        """The window that a λ of one sample is told as."""
+        return 1.0 if self.in_samples else 1000 * WINDOW_SIGMAS / self.trials["config/resample_rate"].iloc[0]
+
+    def cells(self):
+        """Every Cell, by model and window."""
+        for (model, number), trials in self.trials.groupby(["config/model_name", "cell"]):
+            is_trained, init_window = trials["config/trainable"], trials["init_window"].iloc[0]
+            yield Cell(number, MODEL_TITLES.get(model, model), init_window, trials[is_trained], trials[~is_trained])
+
+    def differences(self):
+        """(cell, Interval of DMEL − baseline in accuracy, points, paired by seed) of each Cell with both halves."""
+        pairs = ((cell, paired(cell.trained, cell.fixed, "accuracy")) for cell in self.cells())
+        return [(cell, values) for cell, values in pairs if values.n]
+
+
+def read_all(storage):
+    """Results by name: the paper's experiments in its order, then all others that there are, those like them first."""
+    others = {name for name in storage.list() if not MOVED_ASIDE.search(name)} - set(EXPERIMENTS)
+    likeness = {name: [experiment not in name for experiment in EXPERIMENTS] for name in others}
+    names = [*EXPERIMENTS, *sorted(others, key=lambda name: (likeness[name], name))]
+    return {name: read_results(storage, name) for name in names}
+
+
+def read_results(storage, name):
+    """The Results of one experiment; raises InputError where a file of it is not as it was written."""
+    n_started = read_n_started(storage, name)
     trials = read_table(storage, TABLE.format(name), COLUMNS, index_col=0)
     if trials is None:
-        return None, started
+        return Results(name, n_started, pd.DataFrame(), pd.DataFrame())
     place = f"{storage.address}/{TABLE.format(name)}"
     if not trials["config/trainable"].isin([True, False]).all():
         raise InputError(f"{place}: a value in column config/trainable is not True or False: {REMEDY}.")
-    told_apart = [column for column in trials if column.startswith("config/")] if "config/seed" in trials else []
-    for columns in filter(None, (told_apart, ["trial_id"] if "trial_id" in trials else [])):
-        if len(twice := np.flatnonzero(trials.duplicated(columns))):
-            raise InputError(f"{place}: line {twice[0] + 2} holds a trial that stands above already: {REMEDY}.")
+    again = trials.index.duplicated()
+    if "trial_id" in trials:
+        again |= trials.duplicated("trial_id")
+    if "config/seed" in trials:
+        again |= trials.duplicated([column for column in trials if column.startswith("config/")])
+    if again.any():
+        raise InputError(f"{place}: line {np.argmax(again) + 2} holds a trial that stands above already: {REMEDY}.")
+
+    epochs = read_epochs(storage, name, trials)
+    by_trial = epochs.groupby("trial")
+    results = Results(name, max(n_started, len(trials)), trials, epochs)
     init = trials["config/init_lambd"].sort_values()
-    trials["cell"] = ((init - init.shift()) > 1e-6 * init).cumsum()
-    trials["accuracy"] = 100 * trials["test_accuracy"]
-    trials["seed"] = trials.get("config/seed", pd.Series(range(len(trials)), trials.index))
-    unit = 1.0 if in_samples(trials) else milliseconds(1.0, trials["config/resample_rate"])
-    trials["window"] = unit * trials["best_lambd_est"].abs()
-    trials["init_window"] = unit * trials["config/init_lambd"]
-    return trials.sort_values(["config/init_lambd", "seed"]), max(started, len(trials))
+    trials = trials.astype({"config/trainable": bool}).assign(
+        cell=(init.diff() > 1e-6 * init).cumsum(),
+        init_window=results.unit * init,
+        window=results.unit * trials["best_lambd_est"].abs(),
+        accuracy=100 * trials["test_accuracy"],
+        seed=trials.get("config/seed", range(len(trials))),
+        epochs=by_trial.size(),
+        seconds=by_trial["seconds"].median() * by_trial.size(),
+        settled=by_trial["lambd"].agg(settling_epoch),
+    )
+    trials["cut"] = trials["epochs"] >= trials.get("config/max_epochs", np.inf)
+    return results._replace(trials=trials.sort_values(["config/init_lambd", "seed"]))
 
 
-def n_started(storage, name):
+def read_n_started(storage, name):
     """Number of trials that an experiment was begun with, 0 where no plan is there."""
     try:
         record = storage.read(RECORD.format(name))
@@ -95,73 +192,11 @@ def n_started(storage, name):
         raise InputError(f"{place} cannot be read ({first_line(error)}): restore it.") from None
 
 
-def read_table(storage, name, columns, **options):
-    """A CSV file with at least these columns, None where there is no file; InputError where a number is none.
-
-    columns: limits of the numbers of each, None where it holds something else. options: those of pandas.read_csv.
-    """
-    place = f"{storage.address}/{name}"
-    try:
-        content = storage.read(name)
-        table = None if content is None else pd.read_csv(io.BytesIO(content), **options)
-    except (OSError, ValueError) as error:  # of pandas too
-        raise InputError(f"{place} cannot be read ({first_line(error)}): {REMEDY}.") from None
-    if table is None:
-        return None
-    missing = [column for column in columns if column not in table]
-    if missing or table.empty or not content.endswith(b"\n"):
-        lacks = f"lacks the columns {', '.join(missing)}" if missing else "is cut off or has no line"
-        raise InputError(f"{place} {lacks}: {REMEDY}.")
-    optional = {
-        column: limits for column, limits in OPTIONAL.items() if column in table and table[column].notna().any()
-    }
-    for column, limits in (columns | optional).items():
-        numbers = pd.to_numeric(table[column], errors="coerce") if limits else table[column].notna()
-        low, high = limits or (True, True)
-        if len(wrong := np.flatnonzero(~numbers.between(low, high))):
-            value, line = table[column].iloc[wrong[0]], wrong[0] + 2
-            allowed = f" is no number from {low:g} to {high:g}" if limits else " is nothing"
-            raise InputError(f"{place}: line {line}, column {column}: {value!r:.80}{allowed}: {REMEDY}.")
-    return table
-
-
-def experiment_names(storage):
-    """The paper's experiments in its order, then all others that there are, those like the paper's first."""
-
-    def paper_order(name):
-        return next((i for i, experiment in enumerate(EXPERIMENTS) if experiment in name), len(EXPERIMENTS))
-
-    others = {name for name in storage.list() if not MOVED_ASIDE.search(name)} - set(EXPERIMENTS)
-    return [*EXPERIMENTS, *sorted(others, key=lambda name: (paper_order(name), name))]
-
-
-def milliseconds(lambd, sample_rate):
-    """Window length l = 6λ / sample_rate of a λ in samples, ms; sample_rate: Hz."""
-    return 1000 * WINDOW_SIGMAS * lambd / sample_rate
-
-
-def in_samples(trials):
-    """Whether windows are told as λ in samples; where there is a sample rate it is l = 6λ / sample rate in ms."""
-    return "config/resample_rate" not in trials or trials["config/resample_rate"].isna().all()
-
-
-def cells(trials):
-    """(model, cell), trials with DMEL, trials of the baseline, of every initial window in order."""
-    for key, group in trials.groupby(["config/model_name", "cell"]):
-        yield key, group[group["config/trainable"]], group[~group["config/trainable"]]
-
-
-def paired(first, second, column):
-    """Differences first − second of a column, one for each seed that both have."""
-    means = [trials.groupby("seed")[column].mean() for trials in (first, second)]
-    return (means[0] - means[1]).dropna()
-
-
 def read_epochs(storage, name, trials):
-    """Table with trial (index of NAME.csv), epoch, lambd and seconds, one row per epoch; None where there is none."""
+    """Table with trial (index of NAME.csv), epoch, lambd and seconds, one row per epoch, without rows if not there."""
     epochs = read_table(storage, EPOCHS.format(name), EPOCH_COLUMNS)
     if epochs is None:
-        return None
+        return pd.DataFrame(columns=list(EPOCH_COLUMNS), dtype=float)
     last = epochs.groupby("trial")["epoch"].agg(["min", "max", "size", "nunique"])
     is_whole = (last["min"] == 1) & (last["max"] == last["size"]) & (last["size"] == last["nunique"])
     if sorted(last.index) != sorted(trials.index) or not is_whole.all():
@@ -170,28 +205,28 @@ def read_epochs(storage, name, trials):
     return epochs
 
 
-def settling_epoch(lambds):
-    """First epoch after which λ stays within SETTLED of its last value; None where it is still moving."""
-    lambds = np.abs(np.asarray(lambds))
-    outside = np.flatnonzero(np.abs(lambds / lambds[-1] - 1) > SETTLED)
-    epoch = outside[-1] + 2 if len(outside) else 1
-    return None if epoch > (1 - STILL_MOVING) * len(lambds) and epoch > 1 else int(epoch)
+def read_table(storage, name, columns, **options):
+    """A CSV file with at least these columns, None where there is no file; InputError where a number is none.
 
-
-def add_epochs(trials, epochs):
-    """The trials with columns epochs, seconds (median epoch × epochs) and settled (epoch or not a number)."""
-    by_trial = epochs.groupby("trial")
-    seconds = by_trial["seconds"].median() * by_trial.size()
-    settled = by_trial["lambd"].apply(lambda lambds: settling_epoch(lambds) or np.nan)
-    return trials.assign(epochs=by_trial.size(), seconds=seconds, settled=settled)
-
-
-def was_cut(trials):
-    """Which trials ended because of max_epochs and would have gone on; needs the columns of add_epochs."""
-    return trials["epochs"] >= trials["config/max_epochs"]
-
-
-def fixed_runs(trials):
-    """How many fixed windows one DMEL run costs, of every run: mean seconds over the initial windows of each."""
-    means = trials.groupby(["seed", "config/trainable"])["seconds"].mean().unstack()
-    return (means[True] / means[False]).dropna() if {True, False} <= set(means) else pd.Series(dtype=float)
+    columns: limits of the numbers of each, None where it holds something else. options: those of pandas.read_csv.
+    """
+    place = f"{storage.address}/{name}"
+    try:
+        if (content := storage.read(name)) is None:
+            return None
+        table = pd.read_csv(io.BytesIO(content), **options)
+    except (OSError, ValueError) as error:  # of pandas too
+        raise InputError(f"{place} cannot be read ({first_line(error)}): {REMEDY}.") from None
+    missing = [column for column in columns if column not in table]
+    if missing or table.empty or not content.endswith(b"\n"):
+        lacks = f"lacks the columns {', '.join(missing)}" if missing else "is cut off or has no line"
+        raise InputError(f"{place} {lacks}: {REMEDY}.")
+    optional = [column for column in OPTIONAL if column in table and table[column].notna().any()]
+    for column, limits in (columns | {column: OPTIONAL[column] for column in optional}).items():
+        numbers = pd.to_numeric(table[column], errors="coerce") if limits else table[column].notna()
+        low, high = limits or (True, True)
+        if len(wrong := np.flatnonzero(~numbers.between(low, high))):
+            value, line = table[column].iloc[wrong[0]], wrong[0] + 2
+            allowed = f" is no number from {low:g} to {high:g}" if limits else " is nothing"
+            raise InputError(f"{place}: line {line}, column {column}: {value!r:.80}{allowed}: {REMEDY}.")
+    return table

@@ -29,18 +29,15 @@ from cluster import MEMORY
 from datasets import InputError
 from results import provenance
 from storage import write_whole
+from summary import markdown_table
 
 PROGRAM = "python -m benchmarks"
 MODULES = (layer, training, preparing, trials, faults)
 SECTIONS = {section.__name__: section for module in MODULES for section in module.SECTIONS}
 
 
-def markdown(title, rows):
-    def text(value):
-        return str(value) if not isinstance(value, float) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-    cells = [list(rows[0]), ["---" for _ in rows[0]], *([text(value) for value in row.values()] for row in rows)]
-    return f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in cells)
+def text(value):
+    return str(value) if not isinstance(value, float) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def section(name):
@@ -74,7 +71,7 @@ def run():
     for name in [*args.section, *args.sections] or ["layer", "memory", "epoch"]:
         title = SECTIONS[name].__doc__
         rows = list(SECTIONS[name](args))
-        print(markdown(title, rows), flush=True)
+        print(f"{title}\n\n{markdown_table(rows, text)}\n", flush=True)
         report["sections"][name] = {"title": title, "rows": rows}
         if args.output:
             write_whole(args.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
