@@ -86,7 +86,7 @@ def test_whole_reproduction(project, repositories):
     assert tables in output
     assert "| CNN6 | 35 ms |" in tables and "| LNet | 300 ms |" in tables and "Claims of the paper" in tables
     figures = {path.stem for path in (project.folder / "results" / "figures").glob("*.png")}
-    assert figures == {"dmel", "data_example", "accuracy", "convergence", "time_complexity", "before_after"}
+    assert figures == {"dmel", "accuracy", "convergence", "time_complexity", "before_after"}  # no time_frequency here
     again = project.run("doit.sh", **settings | {"EXPERIMENTS": "esc50"}).stdout
     assert "esc50: all trials are finished" in again and "init_lambd" not in again
     assert (project.folder / "results" / "tables.txt").read_text() == tables
