@@ -141,7 +141,7 @@ def comparison(first, second):
 
 def claims(results):
     """Each claim of the paper that an experiment can test: the number that tests it, and whether it holds."""
-    trials, differences = results.trials, list(results.differences())
+    trials, differences = results.trials, results.differences()
     best = max((cell.fixed["accuracy"].mean() for cell, _ in differences), default=0)
     for cell, values in differences:
         least, claim = 0, "more accurate than the baseline from a poor window"
