@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", 100))  # that hypothesis draws for each property
+EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", 300 if "--slow" in sys.argv else 100))  # of each property
 SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golden/ and data/
 
 sys.path.insert(0, str(ROOT))
@@ -22,11 +22,6 @@ torch.set_num_threads(2)
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
-
-
-def pytest_configure(config):
-    if config.getoption("--slow"):
-        os.environ.setdefault("DMEL_EXAMPLES", "200")  # of each property
 
 
 def pytest_collection_modifyitems(config, items):

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import EXAMPLES, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,6 @@ import train
 from config import InputError, draw, plain, read_search_space, trial_key
 from results import Damaged, Experiment, Plan
 
-EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", "100"))
 SPACE = plain(search_spaces.time_frequency(4)) | {"n_samples": 300}
 CONFIG = {**SPACE, "trainable": True, "init_lambd": 1.276, "seed": 0}
 KEY = trial_key(CONFIG)

@@ -1,13 +1,13 @@
 """Statistics of results made up so that the answers are known, and of damaged ones."""
 
 import json
-import os
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from conftest import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +17,6 @@ import summary
 from config import InputError
 from results import Plan
 from storage import Storage
-
-EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", "100"))
 
 BASELINE = {10.0: 0.60, 35.0: 0.70, 300.0: 0.65}  # test accuracy by initial window, ms
 TRAINED = {10.0: 0.68, 35.0: 0.70, 300.0: 0.64}
