@@ -144,6 +144,11 @@ def test_patience_ends_a_trial_and_the_best_network_is_kept():
     assert accuracy == pytest.approx(reports[best]["valid_acc"])
 
 
+def test_an_equal_validation_loss_is_no_lower_one():
+    reports, _ = run(tiny_config(lr_model=0.0, trainable=False, max_epochs=10, patience=3))
+    assert len(reports) == 4 and len({metrics["valid_loss"] for metrics in reports}) == 1
+
+
 def test_optimizer_groups():
     net, _ = models.build(tiny_config())
     lambd_group, rest = train.make_optimizer(net, tiny_config()).param_groups
