@@ -69,6 +69,10 @@ def print_tables(results):
         if (trials.groupby(["config/model_name", "cell", "config/trainable"])[column].nunique() > 1).any():
             print(f"% averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}")
 
+    versions = sorted(set(trials.get("scripts", pd.Series(dtype=str)).dropna().astype(str)))
+    if len(versions) > 1 or "+" in "".join(versions):
+        print(f"% trained by several versions of the scripts: {', '.join(versions)}")
+
     rows = list(table_rows(results))
     print(f"\n{latex(results, rows)}\n\n{markdown_table(row for _, _, row in rows)}\n")
     if differences := list(difference_rows(results)):

@@ -113,6 +113,19 @@ def test_tables_say_what_they_average_over(output, tmp_path):
     assert "averaged over lr_model: [0.1, 0.2]" in output(produce_tables, f"--ray_results_dir={tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("scripts", "told"), [(["a1", "a1"], None), (["a1", "b2"], "a1, b2"), (["a1+b2"] * 2, "a1+b2"), ([None] * 2, None)]
+)
+def test_tables_tell_where_the_scripts_were_edited(output, tmp_path, scripts, told):
+    write_csv(tmp_path, "esc50", [(5.0, False, 5.0, 0.5, 0), (5.0, False, 5.0, 0.7, 1)])
+    path = tmp_path / "esc50" / "esc50.csv"
+    pd.read_csv(path, index_col=0).assign(scripts=scripts).to_csv(path)
+    note = re.search(
+        r"% trained by several versions of the scripts: (.*)", output(produce_tables, "--ray_results_dir", tmp_path)
+    )
+    assert (note and note[1]) == told
+
+
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", None])
 def test_tables_without_results(output, tmp_path, content):
     folder = tmp_path / "results"
