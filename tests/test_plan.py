@@ -287,7 +287,7 @@ def test_a_write_that_fails_leaves_the_old_file(experiment, monkeypatch):
 @pytest.mark.parametrize("script", ["main.py --name", "predict_test.py --dataset_name"])
 def test_one_process_at_a_time(tmp_path, script):
     experiment = Experiment(tmp_path, "time_frequency")
-    plan, _ = main.extend(None, SPACE, flags(), experiment)
+    plan, _ = main.extend(None, plain(search_spaces.time_frequency(1000)), flags(), experiment)
     experiment.write_plan(plan)
     script, flag = script.split()
     folder = "--ray_root_dir" if script == "main.py" else "--ray_results_dir"
