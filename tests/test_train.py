@@ -149,6 +149,17 @@ def test_an_equal_validation_loss_is_no_lower_one():
     assert len(reports) == 4 and len({metrics["valid_loss"] for metrics in reports}) == 1
 
 
+def test_evaluation_is_without_dropout():
+    config = tiny_config(**MEL)
+    net, loss_function, _ = train.prepare(config)
+    data = datasets.load(config)
+    indices = data.splits["valid"]
+    with torch.no_grad():
+        expected = loss_function(net.eval()(data.clips[indices])[0], data.labels[indices]).item()
+    losses = [train.evaluate(net.train(), loss_function, data, indices, batch_size=7)[0] for _ in range(2)]
+    assert losses == pytest.approx([expected] * 2, rel=1e-5)
+
+
 def test_optimizer_groups():
     net, _ = models.build(tiny_config())
     lambd_group, rest = train.make_optimizer(net, tiny_config()).param_groups
