@@ -78,8 +78,7 @@ def test_readme_is_short():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_pages_are_about_the_software(name):
-    assert re.findall(r"\b(?:issue|session|agent|assistant|prompt)s?\b", PAGES[name], re.IGNORECASE) == []
+def test_pages_name_no_folder_of_one_machine(name):
     assert re.findall(r"(?:^|[\s`(=])/(?:work|home|root|tmp|mnt)\b", PAGES[name]) == []
 
 
