@@ -43,6 +43,7 @@ PARAMETERS = ("init_lambd", "trainable", "seed")
 METRICS = ("loss", "valid_loss", "valid_acc", "lambd_est")
 STATES = {"RUNNING": "runs", "TERMINATED": "finished", "ERROR": "failed"}
 OPTIONS = {"log_to_driver": False, "logging_level": "error"}
+LONGEST_PLACE = 20  # characters before own_folder: Ray adds some 80 for a Unix socket, which may have 107
 # Waits for the end of main.py, however it comes, and leaves neither processes that have files in its folder nor that.
 CLEAN_UP = """
 exec 2>/dev/null
@@ -55,9 +56,13 @@ rm -rf "$1"
 @contextlib.contextmanager
 def private():
     """A cluster for this process alone: others on this machine have neither its token nor its folder."""
-    os.environ.update(MEMORY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} | os.environ)  # trials inherit it
+    os.environ.update(MEMORY | os.environ)  # trials inherit it
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with own_folder() as folder:
-        ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
+        try:
+            ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
+        except Exception as error:  # of many kinds
+            raise InputError(f"Ray cannot start here ({first_line(error)}): mend that and start again.") from None
         heads = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
         ending = threading.Event()
         threading.Thread(target=watch, args=(heads, ending), daemon=True).start()
@@ -96,7 +101,8 @@ def joined(address):
 def own_folder():
     """A folder that only this user can enter; it goes in the end, with the processes that have files in it."""
     try:
-        folder = tempfile.mkdtemp(prefix="dmel-")
+        place = tempfile.gettempdir()
+        folder = tempfile.mkdtemp(prefix="dmel-", dir=place if len(place) <= LONGEST_PLACE else "/tmp")
     except OSError as error:
         raise InputError(f"there is no folder for temporary files ({error}): set TMPDIR to one.") from None
     guard = subprocess.Popen(["sh", "-c", CLEAN_UP, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
@@ -172,8 +178,8 @@ def trials_on(machine_cpus, machine_gpus, cpus, gpus):
 # Ray Tune
 
 
-def fit(trial, configs, experiment, logs, args):
-    """Has Ray Tune run a trial of each config and log to a folder of the experiment; returns what failed ones say."""
+def fit(trial, configs, experiment, start, args):
+    """Has Ray Tune run a trial of each config and log to ray/START of the experiment; returns what failed ones say."""
     storage, failures = experiment.storage, Failures()
     tuner = tune.Tuner(
         trial,
@@ -186,8 +192,8 @@ def fit(trial, configs, experiment, logs, args):
             trial_dirname_creator=name_of,
         ),
         run_config=tune.RunConfig(
-            name=os.path.basename(logs),
-            storage_path=storage.path(f"{experiment.name}/{os.path.dirname(logs)}"),
+            name=start,
+            storage_path=storage.path(f"{experiment.name}/ray"),
             storage_filesystem=storage.filesystem,
             progress_reporter=Console(experiment.name, len(configs), args.report_seconds),
             callbacks=[failures],

@@ -28,7 +28,7 @@ class InputError(ValueError):
     """Something that the user gave is wrong; the message says what, where and what to do."""
 
 
-class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=False, validate_default=False):
+class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     """A key without a default is always needed; one with None is needed where it says so. A new key is a new line."""
 
     dataset_name: str = Field(description="time_frequency or a name in DATASETS of datasets.py")

@@ -71,7 +71,7 @@ class Data(NamedTuple):
 
 
 def check(config):
-    """Raises InputError where a config lacks what its dataset needs; config: as config.check returns it."""
+    """Raises InputError where a config lacks what its dataset needs; config: a complete one."""
     name, split = config["dataset_name"], config.get("split")
     if name == "time_frequency":
         require(config, name, "n_samples", "noise_std", "sigma_ref", "center_offset")

@@ -11,7 +11,6 @@ says why it did not run to the end, 3 it did but some trials failed.
 import argparse
 import contextlib
 import os
-import secrets
 import sys
 import time
 import traceback
@@ -27,15 +26,15 @@ FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "cpus_per_trial": 1}  # of al
 
 def main():
     args = parse_args()
-    if args.ray_address is None:  # Ray reads it as it is imported; the token keeps others out of a private cluster
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if args.ray_address is None:  # a private cluster has a token; Ray reads this as it is imported
+        os.environ["RAY_AUTH_MODE"] = "token"
     space = read_search_space(args.name, args.max_epochs)
     experiment = Experiment(args.ray_root_dir, args.name)
     extend(None if args.restart else experiment.read_plan(), space, args, experiment)  # before anything is written
     with experiment.alone():
         plan = None if args.restart else experiment.read_plan()
         plan, is_longer = extend(plan, space, args, experiment)
-        done = experiment.finished(plan) if plan.checksum else []
+        done = last_reports(experiment, plan) if plan.checksum else {}
         if is_longer or len(done) < len(plan.trials):
             train_trials(experiment, plan, is_longer, done, args)
     print(f"{args.name}: all trials are finished, in {experiment.address}")
@@ -58,12 +57,15 @@ def train_trials(experiment, plan, is_longer, done, args):
     with cluster.joined(args.ray_address) if args.ray_address else cluster.private():
         if args.ray_address:
             cluster.check_nodes(experiment, plan)
-        logs = f"ray/{time.strftime('%Y%m%d-%H%M%S')}"
-        settings = {"save_seconds": args.save_seconds, "code": code(), "logs": f"{experiment.address}/{logs}"}
+        start = time.strftime("%Y%m%d-%H%M%S")
+        settings = {"save_seconds": args.save_seconds, "code": code(), "logs": f"{experiment.address}/ray/{start}"}
         trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, settings=settings)
         resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
-        errors = cluster.fit(tune.with_resources(trial, resources), list(configs.values()), experiment, logs, args)
-    missing = configs.keys() - set(experiment.finished(plan))
+        errors = cluster.fit(tune.with_resources(trial, resources), list(configs.values()), experiment, start, args)
+    finished = last_reports(experiment, plan)
+    if any(finished[key]["lacked_memory"] for key in configs.keys() & finished.keys()):
+        print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
+    missing = configs.keys() - finished.keys()
     if missing and not errors:
         raise InputError("interrupted: the same command continues.")
     if missing:
@@ -125,6 +127,12 @@ def extend(plan, space, args, experiment):
     return plan, bool(added)
 
 
+def last_reports(experiment, plan):
+    """What the finished trials reported last, by key."""
+    states = experiment.finished_trials(plan, "its trial is trained anew")
+    return {key: state["history"][-1] for key, state in states}
+
+
 def load_recordings(plan, args):
     """The recordings of a plan, None where it needs none; raises InputError where they cannot be trained on."""
     import datasets
@@ -141,7 +149,7 @@ def load_recordings(plan, args):
 def warn_of_edits(plan):
     """Says which of the scripts that make the numbers were edited since trials of the plan were first run."""
     now = scripts()
-    edited = {name for batch in plan.batches for name, code in batch["scripts"].items() if now.get(name) != code}
+    edited = {name for batch in plan.batches for name, old in batch["scripts"].items() if now.get(name) != old}
     if edited:
         names = ", ".join(sorted(edited))
         print(

@@ -36,11 +36,11 @@ def main():
     if plan is None:
         raise InputError(f"no experiment in {experiment.address}: train it with main.py --name={args.dataset_name}.")
     with experiment.alone():
-        states = finished_trials(experiment, plan)
         recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_base_dir)
         plan.keep_to(recordings, experiment.name, args.data_base_dir)
         rows, epochs = [], []
-        for key, state in tqdm(states.items(), desc=f"testing {args.dataset_name}", unit="trial"):
+        states = experiment.finished_trials(plan, "left out, main.py trains it anew")
+        for key, state in tqdm(states, desc=f"testing {args.dataset_name}", unit="trial", total=len(plan.trials)):
             try:
                 accuracy = accuracy_of(state, recordings)
             except Damaged as damage:
@@ -48,8 +48,7 @@ def main():
                 continue
             epochs.append(history_of(len(rows), state["history"]))
             rows.append({**row(key, state), "test_accuracy": accuracy})
-        if not rows:
-            raise InputError(f"no trial of {experiment.address} could be tested: train with main.py first.")
+        warn_of_others(experiment, plan, [row["trial_id"] for row in rows])
         table, name = TABLE.format(experiment.name), experiment.name
         trials, epochs = pd.DataFrame(rows), pd.concat(epochs).to_csv(index=False, float_format="%.5g")
         experiment.storage.write(EPOCHS.format(name), epochs)
@@ -74,26 +73,16 @@ def reduced(plan):
     return kept
 
 
-def finished_trials(experiment, plan):
-    """What the files of finished trials hold, by key; says how many trials are left out."""
-    states, n_failed = {}, 0
-    for key in plan.trials:
-        try:
-            state = experiment.read_trial(key)
-        except Damaged as damage:
-            print(f"warning: {damage}: left out, main.py trains it anew", file=sys.stderr)
-            continue
-        if state is not None and state["finished"]:
-            states[key] = state
-        else:
-            n_failed += experiment.has_failed(key)
-    if n_left := len(plan.trials) - len(states):
-        others = f"{n_failed} failed, {n_left - n_failed} not finished"
-        print(f"warning: {experiment.name}: left out of {len(plan.trials)} trials: {others}")
-    if not states:
+def warn_of_others(experiment, plan, tested):
+    """Says how many trials are left out; raises InputError where all are."""
+    others = plan.trials.keys() - tested
+    n_failed = sum(map(experiment.has_failed, others))
+    if others:
+        told = f"{n_failed} failed, {len(others) - n_failed} not finished"
+        print(f"warning: {experiment.name}: left out of {len(plan.trials)} trials: {told}")
+    if not tested:
         message = f"run main.py --name={experiment.name} to its end"
         raise InputError(f"no finished trial in {experiment.address}: {message}.")
-    return states
 
 
 def row(key, state):

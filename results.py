@@ -163,18 +163,16 @@ class Experiment:
         torch.save(state, content)
         self.storage.write(self._trial(key), content.getbuffer())
 
-    def finished(self, plan):
-        """Keys of the trials that have been trained to their end; says which files are damaged."""
-        keys = []
+    def finished_trials(self, plan, consequence):
+        """(key, state) of each trial that was trained to its end, one at a time; says what becomes of damaged files."""
         for key in plan.trials:
             try:
                 state = self.read_trial(key)
             except Damaged as damage:
-                print(f"warning: {damage}: that trial is trained anew", file=sys.stderr)
-                continue
-            if state is not None and state["finished"]:
-                keys.append(key)
-        return keys
+                print(f"warning: {damage}: {consequence}", file=sys.stderr)
+            else:
+                if state is not None and state["finished"]:
+                    yield key, state
 
     def write_failure(self, key, text):
         """Leaves word of why a trial failed; without text takes it back."""
@@ -187,9 +185,10 @@ class Experiment:
 
     def clean(self):
         """Removes what interrupted writes left."""
-        for name in self.storage.list(f"{self.name}/trials"):
-            if name.endswith(".tmp"):
-                self.storage.remove(f"{self.name}/trials/{name}")
+        for folder in (self.name, f"{self.name}/trials"):
+            for name in self.storage.list(folder):
+                if name.endswith(".tmp"):
+                    self.storage.remove(f"{folder}/{name}")
 
     def _trial(self, key):
         return f"{self.name}/trials/{key}.pt"
@@ -198,7 +197,7 @@ class Experiment:
 def scripts():
     """Hash of each script that makes the numbers."""
     paths = [Path(__file__).with_name(name) for name in SCRIPTS]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in paths if path.exists()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in paths}
 
 
 def code():

@@ -136,7 +136,7 @@ def test_nothing_of_a_results_folder_runs(project):
     n_trials = len(json.loads(plan)["trials"])
     assert result.stderr.count("is damaged") == n_trials and "no finished trial" in result.stderr.splitlines()[-1]
     result = project.run("main.py", *commands["main.py"])
-    assert result.stderr.count("that trial is trained anew") == n_trials and "all trials are finished" in result.stdout
+    assert result.stderr.count("its trial is trained anew") == n_trials and "all trials are finished" in result.stdout
 
 
 @pytest.mark.slow

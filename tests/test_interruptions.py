@@ -77,6 +77,14 @@ def test_signals_and_killed_processes(project, undisturbed):
     assert_same(run, undisturbed)
 
 
+def test_a_long_path_for_temporary_files(project, tmp_path):
+    """Ray's sockets would not fit into it."""
+    folder = tmp_path / ("long" * 15)
+    folder.mkdir()
+    Run(project, "long_path", "diverging", 1).finish(check=False, TMPDIR=folder)
+    assert len(Run(project, "long_path", "diverging", 1).states()) == 1
+
+
 def test_a_killed_worker_starts_again_within_the_run(project, undisturbed):
     run = Run(project, "worker", "steady", EPOCHS)
     process = run.start()

@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import EXAMPLES, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cluster
 import datasets
 import main
 import predict_test
@@ -205,7 +207,7 @@ def test_a_trial_that_is_stopped_anywhere_and_read_back_is_the_same(experiment):
         experiment.write_trial(KEY, trained(state, stop_after))
         state = experiment.read_trial(KEY)
         assert state["finished"] == (stop_after is None)
-        assert experiment.finished(experiment.read_plan()) == ([] if stop_after else [KEY])
+        assert [*main.last_reports(experiment, experiment.read_plan())] == ([] if stop_after else [KEY])
     for row in whole["history"] + state["history"]:
         del row["time_this_iter_s"]
     assert whole["history"] == state["history"] and len(state["history"]) == 4
@@ -249,11 +251,11 @@ def test_a_damaged_trial_hurts_itself_alone(experiment, tmp_path, damage, capsys
     with pytest.raises(Damaged, match=rf"trials/{first}\.pt is damaged") as error:
         experiment.read_trial(first)
     assert "\n" not in str(error.value)
-    assert experiment.finished(plan) == [second]
+    assert [*main.last_reports(experiment, plan)] == [second]
     assert f"{first}.pt is damaged" in (told := capsys.readouterr().err) and "trained anew" in told
     if damage != "a folder":
         experiment.write_trial(first, {**state, "config": plan.trials[first]})
-        assert experiment.finished(plan) == [first, second]
+        assert [*main.last_reports(experiment, plan)] == [first, second]
 
 
 def test_mutated_trials_are_the_same_or_damaged(experiment, tmp_path):
@@ -353,3 +355,54 @@ def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
     for best_net in (torch.nn.Linear(2, 2).state_dict(), None, [1]):
         with pytest.raises(Damaged, match="holds no network of its config"):
             predict_test.accuracy_of(state | {"best_net": best_net}, None)
+
+
+# What main.py does around trials, without Ray
+
+
+@pytest.mark.parametrize("lacked_memory", [False, True])
+def test_too_little_memory_for_features_is_told(experiment, monkeypatch, capsys, lacked_memory):
+    plan = experiment.read_plan()
+
+    def fit(trial, configs, experiment, *rest):
+        for key, config in plan.trials.items():
+            row = {"lacked_memory": lacked_memory}
+            experiment.write_trial(key, {"config": config, "history": [row], "finished": True, "best_net": {}})
+        return []
+
+    monkeypatch.setattr(cluster, "private", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
+    monkeypatch.setattr(cluster, "fit", fit)
+    monkeypatch.setattr("ray.tune.with_parameters", lambda trial, **objects: trial)
+    monkeypatch.setattr(sys, "argv", ["main.py", "--name=pulses"])
+    main.train_trials(experiment, plan, False, {}, main.parse_args())
+    assert ("Too little memory to keep the features" in capsys.readouterr().out) == lacked_memory
+
+
+def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
+    """Epochs take 1/8 s: a write of 1/64 s may come every 50/64 s, so each seventh epoch, if always wished."""
+    context = types.SimpleNamespace(
+        get_trial_resources=lambda: types.SimpleNamespace(required_resources={"CPU": 1}), get_trial_dir=lambda: "log"
+    )
+    monkeypatch.setattr("ray.tune.get_context", lambda: context)
+    monkeypatch.setattr("ray.tune.report", lambda row: None)
+    now, written = [0.0], []
+
+    def write_trial(key, state):
+        written.append(len(state["history"]))
+        now[0] += 1 / 64
+
+    def trained_slowly(config, data, report, state):
+        for epoch in range(1, 31):
+            now[0] += 1 / 8
+            report({"finished": epoch == 30}, lambda epoch=epoch: {"history": [None] * epoch})
+
+    monkeypatch.setattr(experiment, "write_trial", write_trial)
+    monkeypatch.setattr(main.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(train, "train", trained_slowly)
+    settings = {"save_seconds": 0, "code": "", "logs": ""}
+    main.run_trial({"config": CONFIG}, None, experiment, settings)
+    assert written == [1, 8, 15, 22, 29, 30]
+    written.clear()
+    main.run_trial({"config": CONFIG}, None, experiment, settings | {"save_seconds": 2})
+    assert written == [16, 30]
