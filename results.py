@@ -68,11 +68,9 @@ class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
         if not self.checksum:
             self.data = found
         if found != self.data:
-            there, here = (f"{data['clips']} recordings ({data['identity'][:12]})" for data in (self.data, found))
-            remedy = "bring the first ones back, or choose another --name"
-            raise InputError(
-                f"{name} was begun on {there}, and '{place}' has {here}, or their labels differ: {remedy}."
-            )
+            there, here = (f"{data['clips']} recordings (hash {data['identity'][:12]})" for data in (self.data, found))
+            remedy = "bring the samples and labels of the first ones back, or choose another --name"
+            raise InputError(f"{name} was begun on {there}, and '{place}' has {here}: {remedy}.")
 
 
 class Experiment:

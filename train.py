@@ -3,7 +3,8 @@
     config = {"dataset_name": "time_frequency", ...}
     train(config, datasets.load(config), lambda metrics, snapshot: print(metrics))
 
-The keys of a config are those of config.py. What snapshot() gives after an epoch goes on from there, bit by bit.
+The keys of a config are those of config.py. From what snapshot() gives after an epoch, a trial goes on as if it had
+never stopped, to the last bit.
 """
 
 import copy

@@ -164,7 +164,9 @@ def test_other_recordings_than_the_plans_are_refused(experiment):
     plan = experiment.read_plan()
     plan.keep_to(recordings(), "esc50", "data")
     for others in (recordings(n=5), recordings(identity="1" * 64)):
-        with pytest.raises(InputError, match=r"esc50 was begun on 6 recordings \(0000.*'elsewhere' has [56]") as error:
+        with pytest.raises(
+            InputError, match=r"esc50 was begun on 6 recordings \(hash 0000.*'elsewhere' has [56]"
+        ) as error:
             plan.keep_to(others, "esc50", "elsewhere")
         assert one_line(error)
 

@@ -11,8 +11,10 @@ from conftest import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import datasets
 import dmel
 import predict_test
+import search_spaces
 import summary
 from config import InputError
 from results import Plan
@@ -119,7 +121,8 @@ def test_what_is_kept_of_a_plan_names_no_folder():
 
 
 def test_a_window_is_six_lambdas():
-    assert summary.WINDOW_SIGMAS == dmel.WINDOW_SIGMAS
+    assert summary.WINDOW_SIGMAS == search_spaces.WINDOW_SIGMAS == dmel.WINDOW_SIGMAS
+    assert search_spaces.SAMPLE_RATE == datasets.SAMPLE_RATE
 
 
 DAMAGED = {
