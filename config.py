@@ -65,6 +65,7 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     pretrained: bool = Field(False, description="start panns_cnn6 from the published AudioSet weights")
     checkpoint_path: str | None = Field(None, description="file with these weights")
     continuous: bool = Field(False, description="the mel spectrogram does not jump where the FFT size doubles")
+    zero_floor: bool = Field(False, description="the log-Mel spectrogram of silence is 0, not ln(1e-10)")
     tf32: bool = Field(False, description="convolutions and products of a GPU in TF32, quicker and less exact")
     bf16: bool = Field(False, description="the network behind the layer in bfloat16, quicker and less exact")
 
@@ -83,6 +84,8 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
         for key in ("hop_length", "init_lambd"):
             if (value := getattr(self, key)) > self.n_points:
                 raise ValueError(f"{key} = {value} is longer than a clip of n_points = {self.n_points} samples")
+        if self.zero_floor and self.energy_normalize is False:
+            raise ValueError("zero_floor = True needs energy_normalize: True: it is of the logarithm")
         if self.sigma_ref is not None and self.sigma_ref > self.n_points / 5:
             limit = f"a fifth of n_points = {self.n_points}"
             raise ValueError(f"sigma_ref = {self.sigma_ref} must be {limit} at most: pulses lie that far apart")

@@ -98,11 +98,12 @@ def mel_filters(n_fft: int, continuous: bool, n_groups: int, target: Any, *setti
     return groups
 
 
-def features_of(padded: Tensor, windows: Tensor, memory: Any, n_fft: int, hop: int, filters: Any, log: bool) -> Any:
+def features_of(padded: Tensor, windows: Tensor, memory: Any, n_fft: int, hop: int, filters: Any, *logs: bool) -> Any:
     """Features of padded clips under a window w and, where windows holds 2·dw/dλ too, their derivative in λ, in a list.
 
     padded: shape = (clips, samples). windows: shape = (1 or 2, length). memory: tensor to work in, None for autograd.
-    filters: of mel_filters, None for the power itself. Each result has the shape (clips · frames, bands).
+    filters: of mel_filters, None for the power itself. logs: log and zero_floor, as DMEL's. Each result has the shape
+    (clips · frames, bands).
     """
     frames = padded.unfold(-1, windows.shape[-1], hop)  # a view, (clips, frames, length)
     windowed = torch.mul(frames, windows[:, None, None], out=None if memory is None else memory.resize_(0))
@@ -116,10 +117,12 @@ def features_of(padded: Tensor, windows: Tensor, memory: Any, n_fft: int, hop: i
     else:
         bands = [products[..., first:last] @ weights for first, last, weights in filters]
         values, *derivatives = torch.cat(bands, dim=-1).unbind()
+    log, zero_floor = logs
     if not log:
         return [values, *derivatives]
     floored = values + (values.new_full((1,), LOG_FLOOR) if torch.compiler.is_compiling() else LOG_FLOOR)
-    return [*(derivative.div_(floored) for derivative in derivatives), floored.log_()][::-1]
+    derivatives = [derivative.div_(floored) for derivative in derivatives]
+    return [(values / LOG_FLOOR).log1p_() if zero_floor else floored.log_(), *derivatives]
 
 
 def blocks(padded: Tensor, length: int, n_fft: int, hop: int) -> Iterator[tuple[slice, tuple[slice, slice]]]:
@@ -135,13 +138,13 @@ def blocks(padded: Tensor, length: int, n_fft: int, hop: int) -> Iterator[tuple[
 
 
 @torch.no_grad()
-def in_blocks(padded: Tensor, windows: Tensor, n_fft: int, hop: int, filters: Any, log: bool) -> list[Tensor]:
+def in_blocks(padded: Tensor, windows: Tensor, n_fft: int, hop: int, filters: Any, *logs: bool) -> list[Tensor]:
     """features_of, block by block, all in one piece of memory: what a block works on has to stay in the caches."""
     n_rows = len(padded) * ((padded.shape[-1] - windows.shape[-1]) // hop + 1)
     n_bands = sum(weights.shape[1] for *_, weights in filters) if filters else n_fft // 2 + 1
     results, memory = [padded.new_empty(n_rows, n_bands) for _ in windows], padded.new_empty(0)
     for rows, part in blocks(padded, windows.shape[-1], n_fft, hop):
-        computed = features_of(padded[part], windows, memory, n_fft, hop, filters, log)
+        computed = features_of(padded[part], windows, memory, n_fft, hop, filters, *logs)
         for result, values in zip(results, computed, strict=True):
             result[rows] = values
     return results
@@ -280,8 +283,8 @@ class DifferentiableSpectrogram(_FrontEnd):
         n_fft = fft_size(self.lambd, n_samples) if self.optimized else 2 * n_samples
         return n_fft, n_fft if self.optimized else n_samples
 
-    def _bands(self, n_fft: int, n_groups: int, *target: Any) -> tuple[Any, bool]:
-        return None, False
+    def _bands(self, n_fft: int, n_groups: int, *target: Any) -> tuple[Any, bool, bool]:
+        return None, False, False
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -293,6 +296,7 @@ class DMEL(DifferentiableSpectrogram):
     f_min: float = 0.0  # Hz
     f_max: float | None = None  # Hz; None: sample_rate // 2
     log: bool = True  # ln(mel + 1e-10), not mel itself
+    zero_floor: bool = False  # subtract ln(1e-10) from it, so that silence and padding are 0, not -23
     optimized: bool = True
     continuous: bool = False  # scale the filters so that log-Mels do not jump by about ln 2 where the FFT size doubles
     norm: str | None = None  # None or "slaney", as torchaudio's
@@ -317,9 +321,9 @@ class DMEL(DifferentiableSpectrogram):
         """FFT size N of the adaptive mode for the present λ, where the clip is long enough for it."""
         return fft_size(self.lambd)
 
-    def _bands(self, n_fft: int, n_groups: int, *target: Any) -> tuple[Any, bool]:
+    def _bands(self, n_fft: int, n_groups: int, *target: Any) -> tuple[Any, bool, bool]:
         bank = self.n_mels, self.sample_rate, self.f_min, self.f_max, self.norm, self.mel_scale
-        return mel_filters(n_fft, self.continuous, n_groups, target, *bank), self.log
+        return mel_filters(n_fft, self.continuous, n_groups, target, *bank), self.log, self.zero_floor
 
 
 class Frozen(_FrontEnd):
@@ -330,14 +334,14 @@ class Frozen(_FrontEnd):
         lambd = layer.lambd.detach()
         self.hop_length, self.remove_mean, self.sizes = layer.hop_length, layer.remove_mean, (n_fft, length)
         self.register_buffer("window", gaussian_window(lambd, length, layer.normalize_window)[0].unsqueeze(0))
-        filters, self.log = layer._bands(n_fft, 1, lambd.device, lambd.dtype)
+        filters, *self.logs = layer._bands(n_fft, 1, lambd.device, lambd.dtype)
         self.range, weights = (filters[0][:2], filters[0][2]) if filters else (None, None)
         self.register_buffer("weights", weights)
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """Features of clips x, shapes as the layer's."""
         filters = [(*self.range, self.weights)] if self.range else None
-        settings = self.window, None, self.sizes[0], self.hop_length, filters, self.log
+        settings = self.window, None, self.sizes[0], self.hop_length, filters, *self.logs
         return self._transform(x, self.window.dtype, *self.sizes, lambda padded: features_of(padded, *settings)[0])
 
 

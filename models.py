@@ -69,6 +69,7 @@ def log_mel(config):
         log=config["energy_normalize"],
         optimized=config["optimized"],
         continuous=config["continuous"],
+        zero_floor=config["zero_floor"],
     )
     return layer, config["n_mels"]
 
@@ -86,6 +87,10 @@ def dropout_linear(frames, bands, n_classes, config):
 
 def batchnorm_linear(frames, bands, n_classes, config):
     return nn.Sequential(BandNorm(bands), *linear(frames, bands, n_classes, config))
+
+
+def batchnorm_dropout_linear(frames, bands, n_classes, config):
+    return nn.Sequential(BandNorm(bands), *dropout_linear(frames, bands, n_classes, config))
 
 
 def mlp(frames, bands, n_classes, config):
@@ -131,6 +136,7 @@ MODELS = {  # model_name: (front end, head, loss of logits and labels)
     "mlp_net": (power_spectrogram, mlp, F.cross_entropy),
     "conv_net": (power_spectrogram, convolution, F.cross_entropy),
     "mel_linear_net": (log_mel, dropout_linear, F.cross_entropy),
+    "mel_bn_linear_net": (log_mel, batchnorm_dropout_linear, F.cross_entropy),
     "mel_mlp_net": (log_mel, dropout_mlp, F.cross_entropy),
     "mel_conv_net": (log_mel, convolution, F.cross_entropy),
     "panns_cnn6": (log_mel, cnn6, one_hot_cross_entropy),

@@ -99,3 +99,13 @@ def audio_mnist_continuous(max_epochs):
 def audio_mnist_continuous_fixed(max_epochs):
     """Its baseline: how much comes from another scale of the mel spectrogram alone?"""
     return {**audio_mnist_continuous(max_epochs), "trainable": False}
+
+
+def audio_mnist_zero_floor(max_epochs):
+    """Does λ settle where silence and padding are 0 to the network, and not -23?"""
+    return {**audio_mnist(max_epochs), "zero_floor": True}
+
+
+def audio_mnist_batch_norm(max_epochs):
+    """Does it where the network's own batch norm takes the level away?"""
+    return {**audio_mnist(max_epochs), "model_name": "mel_bn_linear_net"}

@@ -238,6 +238,20 @@ def test_continuous_only_scales_each_band(lambd):
         torch.testing.assert_close(scale[0, 32:, 0], torch.ones(32), rtol=0.1, atol=0)
 
 
+def test_zero_floor_adds_a_constant_and_silence_is_0():
+    clips, upstream = torch.randn(2, 800), torch.randn(2, 64, 11)
+    clips[0, 400:] = 0
+    layers = [DMEL(8000, n_mels=64, hop_length=80, init_lambd=13.3, zero_floor=on) for on in (False, True)]
+    log_mel, from_zero = (layer(clips) for layer in layers)
+    torch.testing.assert_close(from_zero, log_mel - math.log(1e-10), rtol=0, atol=1e-5)
+    gradients = [
+        torch.autograd.grad((upstream * y).sum(), layer.lambd)[0]
+        for layer, y in zip(layers, (log_mel, from_zero), strict=True)
+    ]
+    assert gradients[0] == gradients[1]
+    assert layers[1](torch.zeros(1, 800)).eq(0).all()
+
+
 def test_fft_size_is_bounded_by_the_clip():
     assert fft_size(1e9, 1000) == 2048
     assert fft_size(1e38, 1024) == 2048

@@ -18,6 +18,7 @@ VARIATIONS = [
     {"continuous": True},
     {"normalize_window": True},
     {"remove_mean": False},
+    {"zero_floor": True},
     {"log": False},
 ]
 DIMENSIONS = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("time", min=HOP)},)

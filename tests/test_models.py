@@ -46,7 +46,7 @@ def test_dropout_acts_in_training_only(model_name):
     config = config_of(model_name)
     net, _ = models.build(config)
     clips = torch.randn(2, config["n_points"])
-    has_dropout = model_name in ("mel_linear_net", "mel_mlp_net", "panns_cnn6")
+    has_dropout = model_name in ("mel_linear_net", "mel_bn_linear_net", "mel_mlp_net", "panns_cnn6")
     assert torch.equal(net(clips)[0], net(clips)[0]) != has_dropout
     net.eval()
     assert torch.equal(net(clips)[0], net(clips)[0])
