@@ -6,6 +6,7 @@
     python -m benchmarks operators                                        # of a training step: the same everywhere
     python -m benchmarks prepare --clips 30000                            # recordings for training
     python -m benchmarks start copies grid                                # trials through Ray
+    python -m benchmarks voices DIR                                       # 30,000 synthetic recordings, ten minutes
     python -m benchmarks faults --minutes 10                              # what interruptions cost: lost must be 0
     python -m benchmarks layer step epoch grid --experiments audio_mnist esc50 --complete     # on a GPU
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import faults, layer, preparing, training, trials
+from benchmarks import faults, layer, preparing, training, trials, voices
 from cluster import MEMORY
 from datasets import InputError
 from results import provenance
@@ -47,6 +48,13 @@ def section(name):
 
 
 def run():
+    if sys.argv[1:2] == ["voices"]:
+        voices.main(sys.argv[2:])
+    else:
+        measure()
+
+
+def measure():
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure the layer, the epochs and the grid.")
     parser.add_argument("section", nargs="*", type=section, help=f"layer memory epoch, or of {' '.join(SECTIONS)}")
     parser.add_argument("--sections", nargs="+", type=section, default=[], help="the same")
