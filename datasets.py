@@ -9,30 +9,24 @@ What a trial works on:
 """
 
 import argparse
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from config import PARTS, InputError, require, run
 from recordings import Recordings, list_audio_mnist, list_esc50, load_recordings, pad_around, pad_at_end
 
 PULSES_CLASSES = 3  # of time_frequency
 SAMPLE_RATE = 8000  # Hz, to which recordings are resampled
-RANDOM_FRACTIONS = [0.7, 0.1, 0.2]
 
-# fmt: off
 AUDIO_MNIST_SPEAKERS = {
-    "train": [28, 56, 7, 19, 35, 1, 6, 16, 23, 34, 46, 53, 36, 57, 9, 24, 37, 2,
-              8, 17, 29, 39, 48, 54, 43, 58, 14, 25, 38, 3, 10, 20, 30, 40, 49, 55],
     "valid": [12, 47, 59, 15, 27, 41, 4, 11, 21, 31, 44, 50],
     "test": [26, 52, 60, 18, 32, 42, 5, 13, 22, 33, 45, 51],
 }
-# fmt: on
+AUDIO_MNIST_SPEAKERS["train"] = sorted(set(range(1, 61)).difference(*AUDIO_MNIST_SPEAKERS.values()))
 ESC50_FOLDS = {"train": [1, 2, 3], "valid": [4], "test": [5]}
 
 
@@ -49,20 +43,16 @@ class Dataset(NamedTuple):
 
 
 DATASETS = {
-    "audio_mnist": Dataset(
-        10, 1, "data", list_audio_mnist, pad_around, {"speakers": AUDIO_MNIST_SPEAKERS}, n_recordings=30000
-    ),
-    "esc50": Dataset(
-        50, 5, "meta/esc50.csv", list_esc50, pad_at_end, {"random": None, "folds": ESC50_FOLDS}, n_recordings=2000
-    ),
+    "audio_mnist": Dataset(10, 1, "data", list_audio_mnist, pad_around, {"speakers": AUDIO_MNIST_SPEAKERS}, 30000),
+    "esc50": Dataset(50, 5, "meta/esc50.csv", list_esc50, pad_at_end, {"random": None, "folds": ESC50_FOLDS}, 2000),
 }
 
 
 class Data(NamedTuple):
-    """What a trial works on."""
+    """What a trial works on, as tensors."""
 
-    clips: torch.Tensor  # (n, n_points) float32
-    labels: torch.Tensor  # (n,) int64
+    clips: Any  # (n, n_points) float32
+    labels: Any  # (n,) int64
     splits: dict  # "train", "valid", "test": indices into clips, int64
 
     def to(self, device):
@@ -79,24 +69,29 @@ def check(config):
             raise InputError("config: split is for recordings, and time_frequency has none: remove the key.")
     elif name in DATASETS:
         require(config, name, "resample_rate")
-        named_split(name, split)
+        if isinstance(split, str) and split not in DATASETS[name].splits:
+            known = ", ".join(DATASETS[name].splits)
+            raise InputError(f"config: split '{split}' is not one of {known} for {name}.")
     else:
-        known = ", ".join(("time_frequency", *DATASETS))
-        raise InputError(f"config: dataset_name '{name}' is not one of {known}.")
+        raise InputError(f"config: dataset_name '{name}' is not one of time_frequency, {', '.join(DATASETS)}.")
 
 
 def load(config, recordings: Recordings | None = None):
     """The Data of a trial: drawn for time_frequency, otherwise the given recordings, split as the config says."""
+    import torch  # here, as preparing recordings does without
+
     name = config["dataset_name"]
     if name == "time_frequency":
         clips, labels = draw_pulses(config)
         n_train, n_valid = len(clips) * 7 // 10, len(clips) // 10
         parts = torch.arange(len(clips)).tensor_split([n_train, n_train + n_valid])
-        return Data(torch.from_numpy(clips), torch.from_numpy(labels), dict(zip(PARTS, parts, strict=True)))
-    splits = split_recordings(name, recordings.groups, config.get("split"))
+        splits = dict(zip(PARTS, parts, strict=True))
+    else:
+        clips, labels, groups, _ = recordings
+        splits = split_recordings(name, groups, config.get("split"))
     with warnings.catch_warnings():  # arrays out of a cache file or Ray's object store are read-only, and only read
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return Data(torch.from_numpy(recordings.clips), torch.from_numpy(recordings.labels), splits)
+        return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
 
 
 def recordings_of(config, data_dir):
@@ -114,10 +109,9 @@ def recordings_of(config, data_dir):
 
 def find_folder(name, data_dir):
     """data_dir/name, or data_dir where that is the dataset's folder itself."""
-    data_dir = Path(data_dir)
-    place = data_dir / DATASETS[name].place  # a dataset with place "." cannot be told from other folders
-    itself = place != data_dir and os.path.exists(place) and not os.path.exists(data_dir / name)
-    return data_dir if itself else data_dir / name
+    folder, place = Path(data_dir, name), DATASETS[name].place
+    itself = place != "." and Path(data_dir, place).exists()  # by place "." every folder would be the dataset's
+    return Path(data_dir) if itself and not folder.exists() else folder
 
 
 def n_classes(name):
@@ -125,23 +119,16 @@ def n_classes(name):
     return PULSES_CLASSES if name == "time_frequency" else DATASETS[name].n_classes
 
 
-def named_split(name, split):
-    """The groups of each part, or None for random ones, of a split by its name, by default the dataset's first."""
-    known = DATASETS[name].splits
-    if split is None:
-        return next(iter(known.values()))
-    if isinstance(split, str) and split not in known:
-        raise InputError(f"config: split '{split}' is not one of {', '.join(known)} for {name}.")
-    return known[split] if isinstance(split, str) else split
-
-
 def split_recordings(name, groups, split=None):
     """Indices of the clips of each part; split: the name of one, groups of each part, or None for the default."""
-    chosen = named_split(name, split)
+    import torch
+
+    named = DATASETS[name].splits
+    chosen = split if isinstance(split, dict) else named[split or next(iter(named))]
     if chosen is None:
         generator = torch.Generator().manual_seed(0)
-        parts = torch.utils.data.random_split(range(len(groups)), RANDOM_FRACTIONS, generator)
-        splits = {part: torch.tensor(subset.indices) for part, subset in zip(PARTS, parts, strict=True)}
+        subsets = torch.utils.data.random_split(range(len(groups)), [0.7, 0.1, 0.2], generator)
+        splits = {part: torch.tensor(subset.indices) for part, subset in zip(PARTS, subsets, strict=True)}
     else:
         splits = {part: torch.from_numpy(np.flatnonzero(np.isin(groups, chosen[part]))) for part in PARTS}
     for part, indices in splits.items():
@@ -164,11 +151,10 @@ def draw_pulses(config):
     scale_max = 2 * time_max / (6 * sigma) + 1
 
     labels = random.integers(PULSES_CLASSES, size=n)
-    time = np.full((n, 1), n_points / 2)
-    frequency = np.full((n, 1), 0.25)
+    time, frequency = n_points / 2, 0.25
     if config["center_offset"]:
-        time += random.uniform(-time_max, time_max, (n, 1))
-        frequency += random.uniform(-frequency_max, frequency_max, (n, 1))
+        time = time + random.uniform(-time_max, time_max, (n, 1))
+        frequency = frequency + random.uniform(-frequency_max, frequency_max, (n, 1))
 
     # Two pulses for everyone, shape = (n, 2); class 0 leaves out the second.
     side = np.array([-1.0, 1.0])
@@ -195,7 +181,7 @@ def main():
     parser = argparse.ArgumentParser(description="Resample the recordings once and cache them.")
     parser.add_argument("data_dir", help="folder that holds audio_mnist/ and esc50/, or one of them")
     data_dir = parser.parse_args().data_dir
-    names = [name for name in DATASETS if os.path.exists(find_folder(name, data_dir))]
+    names = [name for name in DATASETS if find_folder(name, data_dir).exists()]
     if not names:
         raise InputError(f"'{data_dir}' holds neither {' nor '.join(DATASETS)}: run `sh download_data.sh`.")
     for name in names:

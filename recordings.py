@@ -7,12 +7,9 @@ Training reads the cache only. Recordings are never written to.
 
 import csv
 import hashlib
-import itertools
 import json
-import math
 import os
 import re
-import stat
 import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -39,20 +36,17 @@ class Recordings(NamedTuple):
     identity: str = ""  # SHA-256 of the three, as identity_of gives it
 
 
-def identity_of(clips, labels, groups):
+def identity_of(clips, labels_and_groups):
     """The hexadecimal SHA-256 of the bytes of all clips, one after the other, then the labels', then the groups'."""
     digest = hashlib.sha256()
-    for array in itertools.chain(clips, (labels, groups)):
-        digest.update(array)
+    for clip in clips:
+        digest.update(clip)
+    digest.update(labels_and_groups)
     return digest.hexdigest()
 
 
 def load_recordings(name, dataset, folder, sample_rate, n_points):
-    """The cached clips of a dataset's folder, memory-mapped; makes the cache where it is missing or out of date.
-
-    dataset: a Dataset. sample_rate: Hz. n_points: samples per clip. Raises InputError where there are no recordings, or
-    one of them cannot be read.
-    """
+    """The Recordings of a Dataset's folder, memory-mapped; makes the cache where it is missing or out of date."""
     cache = cache_path(os.environ.get("DMEL_CACHE_DIR") or folder, name, sample_rate, n_points)
     index = {"sample_rate": sample_rate, "n_points": n_points, "rows": list_recordings(dataset, folder)}
     recordings = read_cache(cache, index)
@@ -76,23 +70,19 @@ def load_recordings(name, dataset, folder, sample_rate, n_points):
 
 def list_recordings(dataset, folder):
     """Rows [file, bytes, last change in ns, label, group] of a dataset's folder, none where it is missing."""
-    rows = []
     try:
-        for file, label, group in dataset.list_files(folder) if (folder / dataset.place).exists() else []:
-            status = os.stat(folder / file)
-            if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its writer
-                raise OSError(0, "it is not a file", str(folder / file))
-            rows.append([file, status.st_size, status.st_mtime_ns, label, group])
+        listed = dataset.list_files(folder) if (folder / dataset.place).exists() else []
+        rows = [(os.stat(folder / file), file, label, group) for file, label, group in listed]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}): replace or remove it.") from None
-    return rows
+    return [[file, status.st_size, status.st_mtime_ns, label, group] for status, file, label, group in rows]
 
 
 def list_audio_mnist(folder):
     """Rows [file, label, speaker] of data/<speaker>/<digit>_<speaker>_<repetition>.wav, by these three numbers."""
     data = folder / "data"
     places = [place for place in os.listdir(data) if (data / place).is_dir()]
-    others = [f"data/{name}" for name in os.listdir(data) if name not in places and not name.endswith(".txt")]
+    others = [f"data/{name}" for name in os.listdir(data) if name not in places and name != "audioMNIST_meta.txt"]
     files = {}
     for file in sorted(f"data/{place}/{name}" for place in places for name in os.listdir(data / place)):
         match = re.fullmatch(AUDIO_MNIST_FILE, file)
@@ -108,23 +98,23 @@ def list_audio_mnist(folder):
 
 def list_esc50(folder):
     """Rows [file, label, fold] of the recordings in meta/esc50.csv that are present, in its order."""
-    table = folder / "meta" / "esc50.csv"
+    table, audio = folder / "meta" / "esc50.csv", folder / "audio"
+    rows = {}
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="", strict=True)
-            entries = [(reader.line_num, entry["filename"], entry["fold"], entry["target"]) for entry in reader]
+            for entry in reader:
+                name, fold, target = entry["filename"], entry["fold"], entry["target"]
+                match = re.fullmatch(ESC50_ENTRY, f"{name} {fold} {target}")
+                if not match or match[1] in rows:
+                    reason = "is not FOLD-CLIP-TAKE-TARGET.wav of its fold and target, or is there twice"
+                    raise ValueError(f"{name!r:.80} in line {reader.line_num} {reason}")
+                rows[match[1]] = [f"audio/{name}", int(target), int(fold)]
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        reason = f"cannot be read as a CSV with filename, fold and target ({error})"
+        reason = f"cannot be used as a CSV with filename, fold and target ({error})"
         raise InputError(f"{table}: {reason}: replace it by ESC-50's.") from None
-    rows = {}
-    for line, *entry in entries:
-        match = re.fullmatch(ESC50_ENTRY, " ".join(entry))
-        if not match or match[1] in rows:
-            reason = f"{entry!r:.200} must be FOLD-CLIP-TAKE-TARGET.wav, its fold and its target, and there once"
-            raise InputError(f"{table}: line {line}: {reason}: replace the table by ESC-50's.")
-        rows[match[1]] = [f"audio/{entry[0]}", int(match[3]), int(match[2])]
     named = {file for file, _, _ in rows.values()}
-    present = {f"audio/{name}" for name in (os.listdir(folder / "audio") if (folder / "audio").exists() else [])}
+    present = {f"audio/{name}" for name in os.listdir(audio)} if audio.exists() else set()
     tell(named - present, f"files that {table} names are missing")
     tell(present - named, f"entries of {folder} are not in {table}, and are left out")
     return [row for row in rows.values() if row[0] in present]
@@ -151,7 +141,7 @@ def read_recording(path, sample_rate):
     except (soundfile.SoundFileError, OSError, MemoryError, ValueError) as error:  # the last two by a false length
         raise InputError(f"{path}: cannot be read as audio ({error}): replace or remove it.") from None
     mono = samples.mean(axis=1)
-    n_resampled = math.ceil(len(mono) * (sample_rate / recorded_rate))  # as librosa.resample rounds
+    n_resampled = int(np.ceil(len(mono) * (sample_rate / recorded_rate)))  # as librosa.resample rounds
     if cut_short or not 0 < n_resampled <= LONGEST or not np.isfinite(mono).all():
         reason = "is cut short, empty, too long or has samples that are not numbers"
         raise InputError(f"{path}: {reason}: replace or remove it.")
@@ -191,18 +181,19 @@ def read_cache(cache, index):
     """The Recordings in a cache file; None where it is missing or damaged, or made from other rows than the index's."""
     try:
         stored = json.loads(cache.with_suffix(".json").read_text())
-        identity = stored.pop("identity")
-        if stored != (index if index["rows"] else index | {"rows": stored["rows"]}):
+        identity, rows = stored.pop("identity"), index["rows"] or stored["rows"]
+        if stored != index | {"rows": rows}:
             return None
-        clips, labels, groups = np.asarray(np.load(cache, mmap_mode="r")), *labels_and_groups(stored["rows"])
-        intact = clips.shape == (len(labels), index["n_points"]) and clips.dtype == np.dtype("<f4")
-        intact = intact and identity_of(clips, labels, groups) == identity
+        clips, others = np.asarray(np.load(cache, mmap_mode="r")), labels_and_groups(rows)
+        intact = clips.shape == (len(rows), index["n_points"]) and clips.dtype == np.dtype("<f4")
+        intact = intact and identity_of(clips, others) == identity
     except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError):
         return None
-    return Recordings(clips, labels, groups, identity) if intact else None
+    return Recordings(clips, *others, identity) if intact else None
 
 
 def labels_and_groups(rows):
+    """The labels and the groups in an index's rows, shape = (2, n) int64."""
     return np.array([row[3:] for row in rows], np.int64).T.copy()
 
 
@@ -228,6 +219,6 @@ def write_cache(cache, index, clips):
 
     with whole_file(cache) as file:
         np.lib.format.write_array_header_1_0(file, header)
-        identity = identity_of(map(write, clips), *labels_and_groups(index["rows"]))
+        identity = identity_of(map(write, clips), labels_and_groups(index["rows"]))
     with whole_file(cache.with_suffix(".json")) as file:
         file.write(json.dumps(index | {"identity": identity}).encode())
