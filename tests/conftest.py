@@ -70,18 +70,6 @@ def write_esc50(folder, n=3):
     return folder
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MiB; to mount it takes root."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    if not shutil.which("mount") or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 TINY_SPACES = """
 
 def tiny(max_epochs):

@@ -23,7 +23,6 @@ def test_identity_is_the_hash_of_clips_labels_and_groups(tmp_path):
     clips, labels, groups, identity = load("audio_mnist", tmp_path)
     content = clips.tobytes() + labels.astype("<i8").tobytes() + groups.astype("<i8").tobytes()
     assert identity == hashlib.sha256(content).hexdigest()
-    assert json.loads((folder / CACHE).with_suffix(".json").read_text())["identity"] == identity
     assert np.array_equal(np.load(folder / CACHE), clips)
     (folder / CLIP).rename(folder / "data" / "12" / "8_12_1.wav")  # the same clip with another label
     assert load("audio_mnist", tmp_path).identity != identity
@@ -33,7 +32,6 @@ def test_cache_is_used_without_recordings_and_libraries(tmp_path, monkeypatch):
     folder = write_audio_mnist(tmp_path / "audio_mnist")
     before = load("audio_mnist", tmp_path)
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    monkeypatch.setitem(sys.modules, "soxr", None)
     again = load("audio_mnist", tmp_path)
     (folder / "data").rename(tmp_path / "elsewhere")
     without = load("audio_mnist", tmp_path)
@@ -60,14 +58,6 @@ def flipped(path):
     path.write_bytes(content)
 
 
-def with_nan(path):
-    np.lib.format.open_memmap(path, mode="r+")[2, 3000] = np.nan
-
-
-def of_another_shape(path):
-    np.save(path, np.load(path).reshape(3, -1))
-
-
 def rewritten(change):
     def damage(path):
         index = json.loads(path.with_suffix(".json").read_text())
@@ -78,16 +68,13 @@ def rewritten(change):
 
 DAMAGES = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:1000]),
-    "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("text"),
     "one bit": flipped,
-    "NaN": with_nan,
-    "another shape": of_another_shape,
+    "another shape": lambda path: np.save(path, np.load(path).reshape(6, 2, -1)),
+    "another type": lambda path: np.save(path, np.load(path).view(np.int32)),
     "gone": lambda path: path.unlink(),
     "index cut": lambda path: path.with_suffix(".json").write_text("{"),
     "index of another kind": rewritten(lambda index: [index]),
-    "index of an earlier version": rewritten(lambda index: index | {"n_files": 6}),
-    "identity of others": rewritten(lambda index: index | {"identity": "0" * 64}),
     "another label": rewritten(lambda index: index | {"rows": [[*row[:3], 8, row[4]] for row in index["rows"]]}),
     "rows cut": rewritten(lambda index: index | {"rows": [row[:3] for row in index["rows"]]}),
 }
@@ -96,9 +83,8 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_cache_is_made_again_or_refused(damage, tmp_path):
     folder = write_audio_mnist(tmp_path / "audio_mnist")
-    clips, labels, groups, identity = load("audio_mnist", tmp_path)
-    before = np.array(clips), labels, groups, identity
-    del clips
+    clips, *others = load("audio_mnist", tmp_path)
+    before = np.array(clips), *others
     DAMAGES[damage](folder / CACHE)
     (folder / "data").rename(tmp_path / "elsewhere")
     refused(load, "audio_mnist", tmp_path, match="no intact cache .*download_data")
@@ -107,75 +93,41 @@ def test_damaged_cache_is_made_again_or_refused(damage, tmp_path):
 
 
 def test_recordings_are_never_written_to_and_leftovers_go(tmp_path, monkeypatch):
-    folder = write_esc50(tmp_path / "esc50")
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
-    cache = tmp_path / "cache"
+    folder, cache = write_esc50(tmp_path / "esc50"), tmp_path / "cache"
+    before = {path: path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")}
     cache.mkdir()
     (cache / "esc50_8000Hz_40000.npy.123.tmp").write_text("of a process that was killed")
     monkeypatch.setenv("DMEL_CACHE_DIR", str(cache))
     load("esc50", tmp_path)
-    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    after = {path: path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")}
     assert after == before
     assert sorted(os.listdir(cache)) == [f"esc50_8000Hz_40000.{kind}" for kind in ("json", "lock", "npy")]
-
-
-def test_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
-    write_audio_mnist(tmp_path / "audio_mnist")
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("DMEL_CACHE_DIR", str(tmp_path / "file"))
-    refused(load, "audio_mnist", tmp_path, match="DMEL_CACHE_DIR")
 
 
 def prepare(data_dir, **options):
     """`python datasets.py data_dir` in a process of its own."""
     command = [sys.executable, ROOT / "datasets.py", data_dir]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, **options)
-
-
-def ends_in_one_sentence(result, *words):
-    """A failed run whose last line, after the progress bar, is a sentence with these words."""
-    message = result.stderr.splitlines()[-1]
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert message.startswith("datasets.py: cannot write the cache") and all(word in message for word in words)
-
-
-def test_full_disk(small_disk, tmp_path):
-    write_audio_mnist(tmp_path / "audio_mnist", repetitions=20)  # 60 clips of 32 kB
-    result = prepare(tmp_path, env=os.environ | {"DMEL_CACHE_DIR": str(small_disk)})
-    ends_in_one_sentence(result, "No space left", "DMEL_CACHE_DIR")
-    assert left_in(small_disk) == []
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def test_full_disk_leaves_the_cache_that_was(tmp_path):
     folder = write_audio_mnist(tmp_path / "audio_mnist")
-    before = load("audio_mnist", tmp_path)
-    copy = np.array(before.clips)
+    before = np.array(load("audio_mnist", tmp_path).clips)
     (folder / "data" / "12" / "7_12_2.wav").write_bytes((folder / CLIP).read_bytes())
-    result = prepare(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
-    ends_in_one_sentence(result, "DMEL_CACHE_DIR")
+    process = prepare(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    error = process.communicate(timeout=100)[1]
+    assert process.returncode == 1 and "Traceback" not in error
+    assert error.splitlines()[-1].startswith("datasets.py: cannot write the cache") and "DMEL_CACHE_DIR" in error
     assert left_in(folder) == [f"{CACHE[:-4]}.json", CACHE]
-    assert np.array_equal(np.load(folder / CACHE), copy)
+    assert np.array_equal(np.load(folder / CACHE), before)
 
 
-def test_without_a_home_and_a_temporary_folder(tmp_path):
-    write_audio_mnist(tmp_path / "audio_mnist")
-    for home in ({}, {"HOME": "/nonexistent"}):
-        result = prepare(tmp_path, env={"PATH": os.environ["PATH"], "TMPDIR": "/nonexistent", **home})
-        assert result.returncode == 0 and "audio_mnist: 6 clips of 1 s" in result.stdout, result.stderr
-
-
-def test_two_processes_prepare_the_same_data_at_once(tmp_path):
-    folder = tmp_path / "audio_mnist"
-    for speaker in range(1, 61):
-        (folder / "data" / f"{speaker:02}").mkdir(parents=True)
-        for digit in range(10):
-            path = folder / "data" / f"{speaker:02}" / f"{digit}_{speaker:02}_0.wav"
-            soundfile.write(path, np.sin(np.arange(48000) * 0.01 * (digit + 1)), 48000)
-    command = [sys.executable, ROOT / "datasets.py", tmp_path]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+def test_two_processes_prepare_the_same_data_at_once_without_a_home(tmp_path):
+    folder = write_audio_mnist(tmp_path / "audio_mnist", [str(speaker) for speaker in range(1, 61)], repetitions=10)
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": "/nonexistent", "HOME": "/nonexistent"}
+    processes = [prepare(tmp_path, env=environment) for _ in range(2)]
     outputs = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert all("600 clips of 1 s" in output for output, _ in outputs)
-    worked = ["100%" in error for _, error in outputs]
-    assert sorted(worked) == [False, True]
-    assert left_in(folder) == ["audio_mnist_8000Hz_8000.json", CACHE]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all("audio_mnist: 600 clips of 1 s" in output for output, _ in outputs)
+    assert sorted("100%" in error for _, error in outputs) == [False, True]
+    assert left_in(folder) == [f"{CACHE[:-4]}.json", CACHE]
