@@ -144,19 +144,13 @@ def test_audio_mnist_is_resampled_padded_and_ordered(tmp_path, capsys):
 
 def test_audio_mnist_names_what_it_leaves_out(tmp_path, capsys):
     folder = write_audio_mnist(tmp_path / "audio_mnist")
-    others = [
-        "data/12/10_12_0.wav",
-        "data/12/7_12_01.wav",
-        "data/26/7_12_1.wav",
-        "data/61/7_61_0.wav",
-        "data/7_12_1.wav",
-    ]
-    for other in (*others, "data/12/._7_12_1.wav", "data/old/7_12_1.wav"):
+    others = ["12/10_12_0", "12/7_12_01", "12/²_12_0", "26/7_12_1", "61/7_61_0", "old/7_12_1", "7_12_1", "12/._7_12_1"]
+    for other in (f"data/{other}.wav" for other in others):
         (folder / other).parent.mkdir(exist_ok=True)
         (folder / other).write_bytes((folder / CLIP).read_bytes())
     assert load("audio_mnist", tmp_path).groups.tolist() == [12, 12, 26, 26, 28, 28]
     error = capsys.readouterr().err
-    assert "6 entries of" in error and "are left out: 'data/12/10_12_0.wav'" in error
+    assert "7 entries of" in error and "are left out: 'data/12/10_12_0.wav'" in error
 
 
 def test_esc50_by_either_folder_and_with_missing_files(tmp_path, capsys):
@@ -171,6 +165,15 @@ def test_esc50_by_either_folder_and_with_missing_files(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "1 files that" in error and "missing: 'audio/2-101-A-1.wav'" in error
     assert "1 entries of" in error and "are left out: 'audio/other.wav'" in error
+
+
+def test_tables_of_esc50_that_are_written_differently(tmp_path):
+    for place in ("meta", "audio"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "audio" / "2-101-A-1.flac").touch()
+    table = b'\xef\xbb\xbf"take","target","filename","fold"\r\n\r\n"a, b","1","2-101-A-1.flac","2"\r\n\r\n'
+    (tmp_path / "meta" / "esc50.csv").write_bytes(table)
+    assert list_esc50(tmp_path) == [["audio/2-101-A-1.flac", 1, 2]]
 
 
 LINES = {
