@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -75,6 +76,9 @@ def list_recordings(dataset, folder):
         rows = [(os.stat(folder / file), file, label, group) for file, label, group in listed]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}): replace or remove it.") from None
+    for status, file, *_ in rows:
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its writer
+            raise InputError(f"{folder / file}: is a folder or a special file: replace or remove it.")
     return [[file, status.st_size, status.st_mtime_ns, label, group] for status, file, label, group in rows]
 
 
@@ -101,6 +105,8 @@ def list_esc50(folder):
     table, audio = folder / "meta" / "esc50.csv", folder / "audio"
     rows = {}
     try:
+        if not table.is_file():
+            raise ValueError("it is a folder or a special file")
         with open(table, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="", strict=True)
             for entry in reader:
@@ -156,9 +162,10 @@ def is_cut_short(content):
     while (header := content[end : end + 27].ljust(27, b"\0")).startswith(b"OggS"):  # pages: RFC 3533, section 6
         flags, n_segments = header[5], header[26]
         end += 27 + n_segments + sum(content[end + 27 : end + 27 + n_segments])
-    if content[:4] in (b"RIFF", b"RIFX", b"FORM"):
-        n_bytes = int.from_bytes(content[4:8], "little" if content.startswith(b"RIFF") else "big")
-        end = 8 + n_bytes if n_bytes < 2**32 - 1 else 0  # who streams does not know the length
+    if content[:4] in (b"RIFF", b"RIFX", b"FORM", b"RF64", b"BW64"):
+        size = content[4:8] if content[2:4] != b"64" else content[20:28]
+        n_bytes = int.from_bytes(size, "big" if content[:4] in (b"RIFX", b"FORM") else "little")
+        end = 8 + n_bytes if n_bytes not in (2**32 - 1, 2**64 - 1) else 0  # who streams does not know the length
     return end > len(content) or not flags & 4
 
 
@@ -202,9 +209,17 @@ def make_cache(cache, index, dataset, folder):
     sample_rate, n_points, rows = index["sample_rate"], index["n_points"], index["rows"]
     for left in cache.parent.glob(f"{cache.stem}.*.tmp"):
         left.unlink()  # of a process that was killed
+    short = []
+
+    def prepare(row):
+        samples = read_recording(folder / row[0], sample_rate)
+        if dataset.fit is pad_at_end and len(samples) < n_points:  # such clips have one length
+            short.append(row[0])
+        return dataset.fit(samples, n_points)
+
     with ThreadPool() as pool:
-        clips = pool.imap(lambda row: dataset.fit(read_recording(folder / row[0], sample_rate), n_points), rows)
-        write_cache(cache, index, tqdm(clips, cache.stem, len(rows), unit="clip"))
+        write_cache(cache, index, tqdm(pool.imap(prepare, rows), cache.stem, len(rows), unit="clip"))
+    tell(short, f"recordings are shorter than {n_points / sample_rate:g} s, and zeros follow them")
     return read_cache(cache, index)
 
 

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", 300 if "--slow" in sys.argv else 100))  # of each property
+EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", 400 if "--slow" in sys.argv else 100))  # of each property
 SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golden/ and data/
 
 sys.path.insert(0, str(ROOT))

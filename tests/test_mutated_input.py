@@ -59,7 +59,7 @@ def test_damaged_tables_give_the_same_or_less_and_say_so(esc50, content):
         assert rows == ROWS or f"{len(ROWS) - len(rows)} entries of" in told.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["WAV", "OGG", "FLAC", "MP3", "AIFF"])
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "OGG", "FLAC", "MP3", "AIFF"])
 def test_damaged_recordings_are_read_or_refused(kind, tmp_path):
     path = tmp_path / f"recording.{kind.lower()}"
     soundfile.write(path, np.sin(np.arange(2000) * 0.1), 8000, format=kind)

@@ -1,5 +1,7 @@
 """Recordings: lists, reading and padding, whatever lies in a dataset's folder."""
 
+import os
+
 import librosa
 import numpy as np
 import pytest
@@ -44,6 +46,7 @@ def test_padding_sample_by_sample(n_samples, left):
         ("WAV", "PCM_U8", 1, 8000, 2**-7),
         ("WAV", "PCM_16", 2, 44100, 1e-3),
         ("WAVEX", "PCM_24", 8, 48000, 1e-3),
+        ("RF64", "PCM_16", 1, 44100, 1e-3),
         ("WAV", "DOUBLE", 1, 8001, 1e-3),
         ("FLAC", "PCM_16", 1, 44100, 1e-3),
         ("AIFF", "PCM_16", 1, 22050, 1e-3),
@@ -114,6 +117,7 @@ DAMAGES = {
     "of 69 billion samples by its header": with_endless_header,
     "of a day by its rate": lambda path: soundfile.write(path, np.zeros(100000), 1),
     "folder": lambda path: (path.unlink(), path.mkdir()),
+    "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
 }
 
@@ -159,7 +163,10 @@ def test_esc50_by_either_folder_and_with_missing_files(tmp_path, capsys):
     by_base, by_itself = load("esc50", tmp_path), load("esc50", folder)
     assert by_base.labels.tolist() == [0, 1, 2] and by_base.groups.tolist() == [1, 2, 3]
     assert np.array_equal(by_base.clips, by_itself.clips) and by_base.identity == by_itself.identity
-    assert "left out" not in capsys.readouterr().err
+    assert "left out" not in (error := capsys.readouterr().err) and "shorter" not in error
+    soundfile.write(folder / "audio" / "2-101-A-1.wav", np.ones(44100 * 4), 44100)
+    assert not load("esc50", tmp_path).clips[1, 32000:].any()
+    assert "1 recordings are shorter than 5 s, and zeros follow them: 'audio/2-101-A-1.wav'" in capsys.readouterr().err
     (folder / "audio" / "2-101-A-1.wav").rename(folder / "audio" / "other.wav")
     assert load("esc50", tmp_path).labels.tolist() == [0, 2]
     error = capsys.readouterr().err
@@ -195,6 +202,13 @@ def test_tables_of_esc50_that_contradict_themselves(kind, tmp_path):
     (tmp_path / "meta" / "esc50.csv").write_bytes(b"filename,fold,target\n\n2-101-A-1.flac,2,1\n" + LINES[kind])
     line = "" if kind in ("no UTF-8", "open quote") else "in line 4 "
     refused(list_esc50, tmp_path, match=rf"esc50\.csv: cannot be used.* {line}.*replace it by ESC-50's\.$")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_table_that_is_no_file(kind, tmp_path):
+    (tmp_path / "meta").mkdir()
+    {"pipe": os.mkfifo, "folder": os.mkdir}[kind](tmp_path / "meta" / "esc50.csv")
+    refused(list_esc50, tmp_path, match="a folder or a special file")
 
 
 def test_a_folder_that_is_not_there_is_not_another_one(tmp_path, monkeypatch):
