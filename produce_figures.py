@@ -124,9 +124,10 @@ def chosen_clip(experiments, args):
         raise InputError(f"--experiment={args.experiment}: there are no results with a window trained on recordings.")
     config = config_of(results.trials.iloc[0])
     data = datasets.load(config, datasets.recordings_of(config, args.data_base_dir))
-    if not 0 <= args.clip < len(test := data.splits["test"]):
-        raise InputError(f"--clip={args.clip}: the test split has clips 0 to {len(test) - 1}.")
-    return results, data.clips[test[args.clip]]
+    clips = data.clips[data.splits["test"]]
+    if not 0 <= args.clip < len(clips):
+        raise InputError(f"--clip={args.clip}: the test split has clips 0 to {len(clips) - 1}.")
+    return results, clips[args.clip]
 
 
 def config_of(trial):
