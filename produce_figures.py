@@ -23,9 +23,8 @@ from config import InputError, complete, plain, run
 from storage import Storage
 from summary import fixed_runs, interval, read_all
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's, for all kinds of eyes
-LOOKS = cycler(color=COLORS, linestyle=2 * ("-", "--", ":"))
-CLASSES = ("one pulse", "two, apart in time", "two, apart in frequency")
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito's, for all kinds of eyes
+LOOKS = cycler(color=COLORS, linestyle=2 * ["-", "--", ":"])
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -80,9 +79,9 @@ def dmel(experiments, args):
     shown = [("waveform", None), *((f"{results.unit * lambd:.0f} ms", lambd) for lambd in lambds)]
     figure, [axes] = pictures(config_of(best), [clip], [shown], 2.2)
     axis = axes[1 + lambds.index(trained)]
-    axis.set_title(f"{axis.get_title()}, trained", color=COLORS[0], weight="bold")
+    axis.set_title(f"{axis.get_title()}, trained", color="C0", weight="bold")
     for spine in axis.spines.values():
-        spine.set(visible=True, color=COLORS[0], linewidth=2.5)
+        spine.set(visible=True, color="C0", linewidth=2.5)
     return figure
 
 
@@ -107,10 +106,10 @@ def data_example(experiments, args):
         raise InputError("there are no results of time_frequency.")
     config = config_of(trials[0].iloc[0]) | {"seed": 1, "noise_std": 0.1}
     data, sigma = datasets.load(config), config["sigma_ref"]
-    clips = [data.clips[(data.labels == label).nonzero()[0, 0]] for label in range(len(CLASSES))]
+    clips = [data.clips[(data.labels == label).nonzero()[0, 0]] for label in range(3)]
     shown = [("waveform", None), *((rf"$\lambda$ = {n:g} $\sigma_{{ref}}$", n * sigma) for n in (0.2, 1.0, 5.0))]
     figure, axes = pictures(config, clips, [shown, *2 * [[("", lambd) for _, lambd in shown]]], 5.2)
-    for axis, name in zip(axes[:, 0], CLASSES, strict=True):
+    for axis, name in zip(axes[:, 0], ("one pulse", "two, apart in time", "two, apart in frequency"), strict=True):
         axis.set_ylabel(f"{name}\namplitude")
     return figure
 

@@ -1,7 +1,9 @@
 """The pages for people: links, examples, commands, tables and numbers in them are those of the repository."""
 
 import ast
+import contextlib
 import importlib
+import io
 import json
 import re
 import shlex
@@ -96,19 +98,15 @@ def test_settings_are_those_of_the_scripts():
 
 @pytest.fixture(scope="module")
 def flags():
-    """The flags that each script knows."""
+    """The flags that the --help of each script tells."""
     known = {}
     for name in SCRIPTS:
-        module = importlib.import_module(f"{name}.__main__" if name == "benchmarks" else name)
-        with pytest.MonkeyPatch.context() as patch:
-            text = []
+        module = importlib.import_module("benchmarks.__main__" if name == "benchmarks" else name)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as text:
             patch.setattr(sys, "argv", [name, "--help"])
-            patch.setattr(
-                "argparse.ArgumentParser._print_message", lambda self, told, file, text=text: text.append(told)
-            )
             with pytest.raises(SystemExit, match="0"):
                 module.run() if name == "benchmarks" else module.main()
-        known[name] = set(re.findall(r"--\w+", "".join(text)))
+        known[name] = set(re.findall(r"--\w+", text.getvalue()))
     return known
 
 
