@@ -105,6 +105,15 @@ def test_without_results_tables_name_the_folder(output, tmp_path):
         output(produce_tables)
 
 
+@pytest.mark.parametrize("changed", [{"": [0, 0]}, {"config/seed": 0}])
+def test_a_trial_that_is_there_twice_is_refused(output, tmp_path, changed):
+    write_csv(tmp_path, "esc50", [(5.0, False, 5.0, 0.5, 0), (5.0, False, 5.0, 0.7, 1)])
+    path = tmp_path / "esc50" / "esc50.csv"
+    pd.read_csv(path).rename(columns={"Unnamed: 0": ""}).assign(**changed).to_csv(path, index=False)
+    with pytest.raises(InputError, match=r"line 3 .* stands above already"):
+        output(produce_tables)
+
+
 def verdicts(tables):
     return [line.split(" | ")[-1].strip(" |") for line in tables.splitlines() if line.startswith("| audio_mnist")]
 
