@@ -4,30 +4,34 @@
     python produce_figures.py --figures accuracy convergence --ray_results_dir=ray_results
     python produce_figures.py --figures before_after --experiment=esc50 --clip=12
 
-dmel and before_after show a recording: without the recordings they are skipped.
+Without --figures, those that cannot be drawn are skipped: dmel and before_after show a recording, so they need it.
 """
 
 import argparse
 import ast
 import contextlib
-from itertools import chain, cycle
-from pathlib import Path
+import io
+from itertools import chain
 
+import matplotlib
 import numpy as np
+import pandas as pd
+from cycler import cycler
+from matplotlib.figure import Figure
 
 from config import InputError, complete, plain, run
-from storage import Storage, whole_file
+from storage import Storage
 from summary import fixed_runs, interval, read_all
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's, for all kinds of eyes
-LOOKS = [{"color": color, "linestyle": line} for color, line in zip(COLORS, 2 * ("-", "--", ":"), strict=True)]
-CLASSES = ("one pulse", "two, apart in time", "two, apart in frequency")
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito's, for all kinds of eyes
+LOOKS = cycler(color=COLORS, linestyle=2 * ["-", "--", ":"])
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
     "font.size": 9,
     "legend.frameon": False,
     "legend.fontsize": 7,
+    "axes.prop_cycle": LOOKS,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "image.aspect": "auto",
@@ -38,41 +42,31 @@ WIDTH = 7.2  # inches: of a text page, and readable in a README
 LOG_RANGE = 12  # of a log-Mel picture, down from its largest value
 
 
-class Skipped(Exception):
-    """A figure cannot be drawn from what there is; the message says why."""
-
-
 def main():
     parser = argparse.ArgumentParser(description="Draw the figures from the CSV files of predict_test.py.")
     parser.add_argument("--ray_results_dir", default="ray_results", help="folder or URI of all results (ray_results)")
     parser.add_argument("--data_base_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
-    parser.add_argument("--output_dir", type=Path, default="figures", help="folder to draw to (figures)")
-    parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="which ones (all)")
+    parser.add_argument("--output_dir", default="figures", help="folder to draw to (figures)")
+    parser.add_argument("--figures", nargs="+", choices=FIGURES, help="which ones (all that can be drawn)")
     parser.add_argument("--experiment", default="audio_mnist", help="of dmel and before_after (audio_mnist)")
     parser.add_argument("--clip", type=int, default=0, help="number of their clip in the test split (0)")
     args = parser.parse_args()
-    experiments = [results for results in read_all(Storage(args.ray_results_dir)).values() if len(results.epochs)]
-    import matplotlib  # as torch below, not for --help
-
-    for name in args.figures:
+    experiments = read_all(Storage(args.ray_results_dir))
+    experiments = {name: results for name, results in experiments.items() if len(results.epochs)}
+    output = Storage(args.output_dir)
+    matplotlib.rcParams.update(STYLE)
+    for name in args.figures or FIGURES:
         try:
-            with matplotlib.rc_context(STYLE):
-                figure = FIGURES[name](experiments, args)
-                args.output_dir.mkdir(parents=True, exist_ok=True)
-                for suffix, metadata in (("png", None), ("pdf", {"CreationDate": None})):
-                    with whole_file(args.output_dir / f"{name}.{suffix}") as file:
-                        figure.savefig(file, format=suffix, metadata=metadata)
-            print(f"{name}: {args.output_dir / name}.png and .pdf")
-        except Skipped as reason:
+            figure = FIGURES[name](experiments, args)
+        except InputError as reason:
+            if args.figures:
+                raise
             print(f"{name}: skipped: {reason}")
-
-
-def panels(n_rows, n_columns, width, height, **shared):
-    """A figure of so many inches, and its panels, shape = (n_rows, n_columns)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    return figure, figure.subplots(n_rows, n_columns, squeeze=False, **shared)
+            continue
+        for suffix, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+            figure.savefig(content := io.BytesIO(), format=suffix, metadata=metadata)
+            output.write(f"{name}.{suffix}", content.getvalue())
+        print(f"{name}: {output.address}/{name}.png and .pdf")
 
 
 def dmel(experiments, args):
@@ -80,44 +74,43 @@ def dmel(experiments, args):
     results, clip = chosen_clip(experiments, args)
     trials = results.trials
     best = trials[trials["config/trainable"]].sort_values("best_valid_acc").iloc[-1]  # chosen without the test split
-    trained, config = abs(best["best_lambd_est"]), config_of(best)
+    trained = abs(best["best_lambd_est"])
     lambds = sorted([trained, *trials["config/init_lambd"].agg(["min", "max"])])
-    shown = [(f"{results.unit * lambd:.0f} ms", config, clip, lambd) for lambd in lambds]
-    figure, [axes] = pictures([[("waveform", config, clip, None), *shown]], 2.2)
+    shown = [("waveform", None), *((f"{results.unit * lambd:.0f} ms", lambd) for lambd in lambds)]
+    figure, [axes] = pictures(config_of(best), [clip], [shown], 2.2)
     axis = axes[1 + lambds.index(trained)]
-    axis.set_title(f"{axis.get_title()}, trained")
-    axis.title.set(color=COLORS[0], weight="bold")
+    axis.set_title(f"{axis.get_title()}, trained", color="C0", weight="bold")
     for spine in axis.spines.values():
-        spine.set(visible=True, color=COLORS[0], linewidth=2.5)
+        spine.set(visible=True, color="C0", linewidth=2.5)
     return figure
 
 
 def before_after(experiments, args):
     """What the network sees of a clip before and after training, for every initial window."""
     results, clip = chosen_clip(experiments, args)
-    trials, rows = [cell.trained.iloc[0] for cell in results.cells() if len(cell.trained)], []
-    for state, key in (("before", "config/init_lambd"), ("after", "best_lambd_est")):
-        titles = [f"{state} training: {results.unit * abs(trial[key]):.0f} ms" for trial in trials]
-        rows.append([(title, config_of(trial), clip, trial[key]) for title, trial in zip(titles, trials, strict=True)])
-    return pictures(rows, 3.8)[0]
+    trials = pd.DataFrame(cell.trained.iloc[0] for cell in results.cells() if len(cell.trained))
+    states = {"before": trials["config/init_lambd"], "after": trials["best_lambd_est"].abs()}
+    shown = [
+        [(f"{state} training: {results.unit * lambd:.0f} ms", lambd) for lambd in lambds]
+        for state, lambds in states.items()
+    ]
+    return pictures(config_of(trials.iloc[0]), [clip, clip], shown, 3.8)[0]
 
 
 def data_example(experiments, args):
     """The three classes of time_frequency, and what the network sees of them at λ = 0.2, 1 and 5 sigma_ref."""
     import datasets
 
-    drawn = [results.trials.iloc[0] for results in experiments if "config/sigma_ref" in results.trials]
-    if not drawn:
-        raise Skipped("there are no results of time_frequency")
-    config = config_of(drawn[0]) | {"seed": 1, "noise_std": 0.1}
+    trials = [results.trials for results in experiments.values() if "config/sigma_ref" in results.trials]
+    if not trials:
+        raise InputError("there are no results of time_frequency.")
+    config = config_of(trials[0].iloc[0]) | {"seed": 1, "noise_std": 0.1}
     data, sigma = datasets.load(config), config["sigma_ref"]
-    clips = [data.clips[(data.labels == label).nonzero()[0, 0]] for label in range(len(CLASSES))]
+    clips = [data.clips[(data.labels == label).nonzero()[0, 0]] for label in range(3)]
     shown = [("waveform", None), *((rf"$\lambda$ = {n:g} $\sigma_{{ref}}$", n * sigma) for n in (0.2, 1.0, 5.0))]
-    figure, axes = pictures([[(title, config, clip, lambd) for title, lambd in shown] for clip in clips], 5.2)
-    for axis, name in zip(axes[:, 0], CLASSES, strict=True):
+    figure, axes = pictures(config, clips, [shown, *2 * [[("", lambd) for _, lambd in shown]]], 5.2)
+    for axis, name in zip(axes[:, 0], ("one pulse", "two, apart in time", "two, apart in frequency"), strict=True):
         axis.set_ylabel(f"{name}\namplitude")
-    for axis in axes[1:].flat:
-        axis.set_title("")
     return figure
 
 
@@ -125,18 +118,15 @@ def chosen_clip(experiments, args):
     """Results of --experiment, and clip number --clip of its test split, shape = (n_points,) float32."""
     import datasets
 
-    trained = [results for results in experiments if results.trials["config/trainable"].any()]
-    results = next((results for results in trained if results.name == args.experiment), None)
-    if results is None or results.in_samples:
-        raise Skipped(f"there are no results of {args.experiment} with a window trained on recordings")
-    try:
-        config = config_of(results.trials.iloc[0])
-        data = datasets.load(config, datasets.recordings_of(config, args.data_base_dir))
-    except InputError as error:
-        raise Skipped(str(error)) from None
-    if not 0 <= args.clip < len(test := data.splits["test"]):
-        raise InputError(f"--clip={args.clip}: the test split has clips 0 to {len(test) - 1}.")
-    return results, data.clips[test[args.clip]]
+    results = experiments.get(args.experiment)
+    if results is None or results.in_samples or not results.trials["config/trainable"].any():
+        raise InputError(f"--experiment={args.experiment}: there are no results with a window trained on recordings.")
+    config = config_of(results.trials.iloc[0])
+    data = datasets.load(config, datasets.recordings_of(config, args.data_base_dir))
+    clips = data.clips[data.splits["test"]]
+    if not 0 <= args.clip < len(clips):
+        raise InputError(f"--clip={args.clip}: the test split has clips 0 to {len(clips) - 1}.")
+    return results, clips[args.clip]
 
 
 def config_of(trial):
@@ -148,50 +138,50 @@ def config_of(trial):
     return complete(config | {"pretrained": False})
 
 
-def pictures(rows, height):
-    """A figure, height in inches, of rows of (title, config, clip, λ in samples), and its panels.
+def pictures(config, clips, rows, height):
+    """A figure, height in inches, and its panels: a row for each clip, shape = (n_points,), of (title, λ in samples).
 
-    Each shows what the config's network sees of the clip, shape = (n_points,), at that λ; at None, the clip itself.
+    A panel shows what the config's network sees of the clip at that λ; at None, the clip itself.
     """
     import torch
 
     from models import build
 
-    figure, axes = panels(len(rows), len(rows[0]), WIDTH, height, sharex=True)
-    for axis, (title, config, clip, lambd) in zip(axes.flat, chain(*rows), strict=True):
-        rate, is_recording = config["resample_rate"] or 1, config["resample_rate"] is not None
-        axis.set(title=title, xlabel="time, s" if is_recording else "time, samples", ylabel="amplitude")
+    layer, is_recording = build(config)[0].spectrogram_layer, config["resample_rate"] is not None
+    is_mel, rate = hasattr(layer, "n_mels"), config["resample_rate"] or 1
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=True)
+    panels = zip(axes.flat, np.repeat(clips, len(rows[0]), axis=0), chain(*rows), strict=True)
+    for axis, clip, (title, lambd) in panels:
+        axis.set(title=title, ylabel="amplitude")
         if lambd is None:
-            axis.plot(np.arange(len(clip)) / rate, (clip / clip.abs().max()).numpy(), "k", linewidth=0.6)
+            axis.plot(np.arange(len(clip)) / rate, clip / np.abs(clip).max(), "k", linewidth=0.6)
             continue
-        layer = build(config)[0].spectrogram_layer
         with torch.no_grad():
-            layer.lambd.fill_(abs(lambd))
-            features = layer(clip).numpy()  # (bands, frames)
-        is_mel, top = hasattr(layer, "n_mels"), features.max()
-        limits = {"vmin": top - LOG_RANGE, "vmax": top} if is_mel and layer.log else {}
+            layer.lambd.fill_(lambd)
+            features = layer(torch.from_numpy(clip)).numpy()  # (bands, frames)
+        limits = {"vmin": features.max() - LOG_RANGE, "vmax": features.max()} if is_mel and layer.log else {}
         axis.imshow(features, extent=(0, len(clip) / rate, 0, layer.n_mels if is_mel else rate / 2), **limits)
         axis.set_ylabel("mel band" if is_mel else "frequency, Hz" if is_recording else "cycles per sample")
-    for axis in axes[:-1].flat:
-        axis.set_xlabel("")
-    labels = np.vectorize(lambda axis: axis.get_ylabel())(axes)
-    for axis in axes[:, 1:][labels[:, 1:] == labels[:, :-1]]:
+    for axis in axes[-1]:
+        axis.set_xlabel("time, s" if is_recording else "time, samples")
+    n_waveforms = sum(lambd is None for _, lambd in rows[0])
+    for axis in axes[:, n_waveforms + 1 :].flat:  # which have the scale of the panel to the left
         axis.set(ylabel="", yticklabels=[])
     return figure, axes
 
 
 def accuracy(experiments, args):
     """Test accuracy against the initial window, means with their 95 % intervals, where both halves were trained."""
-    shown = [results for results in experiments if results.trials["config/trainable"].nunique() == 2]
+    shown = [results for results in experiments.values() if results.trials["config/trainable"].nunique() == 2]
     figure, axes = curves(shown, 2.8, "x", "initial ")
     for axis, results in zip(axes, shown, strict=True):
         cells = list(results.cells())
-        methods = (("trained", "DMEL", "o", 1.04), ("fixed", "baseline", "s", 1 / 1.04))  # a little apart
-        for (half, label, marker, shift), look in zip(methods, LOOKS, strict=False):
+        for half, label, marker, shift in (("trained", "DMEL", "o", 1.04), ("fixed", "baseline", "s", 1 / 1.04)):
+            windows = [cell.init_window * shift for cell in cells]  # a little apart
             values = [interval(getattr(cell, half)["accuracy"]) for cell in cells]
             means, highs = np.array([(value.mean, value.high) for value in values]).T
-            look = {**look, "label": label, "marker": marker, "capsize": 3}
-            axis.errorbar([cell.init_window * shift for cell in cells], means, np.nan_to_num(highs - means), **look)
+            axis.errorbar(windows, means, np.nan_to_num(highs - means), label=label, marker=marker, capsize=3)
         n = max(len(half) for cell in cells for half in (cell.trained, cell.fixed))
         axis.set(ylabel="test accuracy, %", title=f"{axis.get_title()}, n = {n}")
     axes[0].legend(fontsize=9)
@@ -200,14 +190,14 @@ def accuracy(experiments, args):
 
 def convergence(experiments, args):
     """λ over the epochs of every trained run, and the median epoch from which it stays within 10 % of where it ends."""
-    shown = [results for results in experiments if results.trials["config/trainable"].any()]
+    shown = [results for results in experiments.values() if results.trials["config/trainable"].any()]
     figure, axes = curves(shown, 3.6, "y")
     for axis, results in zip(axes, shown, strict=True):
-        lambds = dict(list(results.epochs.groupby("trial")["lambd"]))
+        lambds = results.epochs.groupby("trial")["lambd"]
         cells = [cell for cell in results.cells() if len(cell.trained)]
-        for cell, look in zip(cells, cycle(LOOKS), strict=False):
+        for cell, look in zip(cells, LOOKS(), strict=False):
             for trial in cell.trained.index:
-                windows = [cell.init_window, *(lambds[trial].abs() * results.unit)]
+                windows = [cell.init_window, *(lambds.get_group(trial).abs() * results.unit)]
                 axis.plot(windows, linewidth=0.8, **look)
             settled = cell.trained["settled"].fillna(np.inf).median()
             end = f"settled by epoch {settled:.0f}" if np.isfinite(settled) else "still moving"
@@ -220,11 +210,18 @@ def convergence(experiments, args):
     return figure
 
 
+def zero_floor(experiments, args):
+    """The same for audio_mnist, beside it with the option zero_floor."""
+    pair = {name: experiments[name] for name in ("audio_mnist", "audio_mnist_zero_floor") if name in experiments}
+    return convergence(pair if len(pair) == 2 else {}, args)
+
+
 def curves(shown, height, axis_name, kind=""):
     """A figure with a panel for each of some Results, whose initial windows stand along its "x" or "y" axis."""
     if not shown:
-        raise Skipped("there are no results")
-    figure, [axes] = panels(1, len(shown), max(WIDTH * len(shown) / 3, 3.6), height)
+        raise InputError("there are no results.")
+    figure = Figure(figsize=(max(WIDTH * len(shown) / 3, 3.6), height))
+    [axes] = figure.subplots(1, len(shown), squeeze=False)
     for axis, results in zip(axes, shown, strict=True):
         windows = {cell.init_window: f"{cell.init_window:.3g}" for cell in results.cells()}
         label = f"{kind}λ, samples" if results.in_samples else f"{kind}window 6λ, ms"
@@ -238,17 +235,17 @@ def curves(shown, height, axis_name, kind=""):
 
 def time_complexity(experiments, args):
     """What a DMEL run costs, in fixed windows: the paper's cost model, and seconds measured here."""
-    figure, [axes] = panels(1, 3, WIDTH, 2.8)
-    counts = np.arange(1, 60)
+    figure = Figure(figsize=(WIDTH, 2.8))
+    axes, counts = figure.subplots(1, 3), np.arange(1, 60)
     for axis, c1 in zip(axes, (0.0001, 0.9999), strict=False):
         axis.set_title(f"model, $C_1$ = {c1:g}")
-        for seconds, look in zip((0.020, 0.300), LOOKS, strict=False):
+        for seconds in (0.020, 0.300):
             ratios = [cost_ratio(seconds, n, c1) for n in counts]
-            axis.plot(counts, ratios, **look, label=f"from {1000 * seconds:.0f} ms")
+            axis.plot(counts, ratios, label=f"from {1000 * seconds:.0f} ms")
     axes[2].set_title("measured")
-    measured = {results.name: ratio for results in experiments if (ratio := fixed_runs(results.trials)).n}
-    for (name, ratio), look in zip(measured.items(), cycle(LOOKS), strict=False):
-        axes[2].plot(counts, ratio.mean / counts, **look, label=name)
+    for results in experiments.values():
+        if (ratio := fixed_runs(results.trials)).n:
+            axes[2].plot(counts, ratio.mean / counts, label=results.name)
     for axis in axes:
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(yscale="log", xlabel="number D of fixed windows", ylabel="cost of DMEL / of D windows")
@@ -273,7 +270,8 @@ def cost_ratio(init_seconds, n_windows, c1):
     return (c1 * n_points / hop * (walked * np.log(walked)).sum() + n_steps * c2 * n_mels * n_points / hop) / search
 
 
-FIGURES = {draw.__name__: draw for draw in (dmel, data_example, accuracy, convergence, time_complexity, before_after)}
+DRAWN = (dmel, data_example, accuracy, convergence, zero_floor, time_complexity, before_after)
+FIGURES = {draw.__name__: draw for draw in DRAWN}
 
 if __name__ == "__main__":
     run(main)

@@ -9,14 +9,13 @@ the 95 % interval of the mean. Differences are taken within runs, whose two tria
 """
 
 import argparse
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from config import InputError, run
-from storage import Storage, write_whole
+from storage import Storage
 from summary import EXPERIMENTS, fixed_runs, interval, markdown_table, paired, read_all
 
 VARIED = {"config/trainable", "config/init_lambd", "config/model_name", "config/seed"}  # by the tables themselves
@@ -49,16 +48,45 @@ def main():
         elif name in EXPERIMENTS or results.n_started:
             print(f"% {name}: no results yet\n")
     for first, second in args.compare:
-        print(f"{second} − {first} (95 % interval):\n")
-        print(f"{markdown_table(comparison(tested[first], tested[second]))}\n")
+        print(f"{second} − {first} (95 % interval):\n\n{markdown_table(comparison(tested[first], tested[second]))}\n")
     if verdicts := [claim for results in tested.values() for claim in claims(results)]:
         print(f"Claims of the paper:\n\n{markdown_table(verdicts)}\n")
     if args.csv:
-        write_whole(args.csv, pd.DataFrame(rows).to_csv(index=False))
+        Storage(args.csv.parent).write(args.csv.name, pd.DataFrame(rows).to_csv(index=False))
 
 
 def print_tables(results):
     """Prints what there is of an experiment; returns its table once more, as a dict of plain values for each row."""
+    print_notes(results)
+    init, est = ("λ init, samples", "λ est, samples") if results.in_samples else ("window init", "window est")
+    symbol = r"$\lambda_{%s}$" if results.in_samples else r"$l_{\lambda_{%s}}$"
+    latex = [rf"Model & {symbol % 'init'} & {symbol % 'est'} & Method & Accuracy \\", r"\hline \hline"]
+    markdown, rows = [], []
+    for cell in results.cells():
+        start = as_text(results, cell.init_window)
+        for method, trials in halves(results, cell):
+            end = start if method == "baseline" else as_text(results, *trials["window"].agg(["min", "max"]))
+            values = interval(trials["accuracy"])
+            accuracy = f"{values.mean:.1f}" + (f" ± {values.deviation:.1f}" if values.n > 1 else "")
+            row = {"Model": cell.model, init: start, est: end, "Method": method, "Accuracy, %": accuracy}
+            markdown.append(row | {"n": values.n, "95 % interval": values.bounds()})
+            latex.append(rf"{cell.model} & {start} & {end} & {method} & ${accuracy}$ \\".replace("±", r"\pm"))
+            row = {"experiment": results.name, "cell": cell.number, "model": cell.model, "init": start, "est": end}
+            rows.append(row | {"method": method} | values._asdict())
+        latex.append(r"\hline")
+    print("", *latex, "", markdown_table(markdown), "", sep="\n")
+    differences = [
+        {"Model": cell.model, "init": as_text(results, cell.init_window)}
+        | {"DMEL − baseline, points": f"{values.mean:+z.1f}", "n": values.n, "95 % interval": values.bounds()}
+        for cell, values in results.differences()
+    ]
+    if differences:
+        print(f"{markdown_table(differences)}\n")
+    return rows
+
+
+def print_notes(results):
+    """Prints how many trials there are, and in what they differ beside what the tables tell."""
     trials, n_started = results.trials, results.n_started
     unfinished = f", of {n_started}: the others failed or are not finished" if n_started > len(trials) else ""
     print(f"% {results.name}: {len(trials)} trials{unfinished}")
@@ -68,40 +96,15 @@ def print_tables(results):
     for column in trials.filter(like="config/").columns.difference(VARIED, sort=False):
         if (trials.groupby(["config/model_name", "cell", "config/trainable"])[column].nunique() > 1).any():
             print(f"% averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}")
-
     versions = sorted(set(trials.get("scripts", pd.Series(dtype=str)).dropna().astype(str)))
     if len(versions) > 1 or "+" in "".join(versions):
         print(f"% trained by several versions of the scripts: {', '.join(versions)}")
 
-    rows = list(table_rows(results))
-    print(f"\n{latex(results, rows)}\n\n{markdown_table(row for _, _, row in rows)}\n")
-    if differences := list(difference_rows(results)):
-        print(f"{markdown_table(differences)}\n")
-    return [
-        {"experiment": results.name, "cell": cell.number}
-        | dict(zip(("model", "init", "est", "method"), row.values(), strict=False))
-        | values._asdict()
-        for cell, values, row in rows
-    ]
 
-
-def halves(results):
-    """(cell, method, trials) of each half of each cell that has trials."""
-    for cell in results.cells():
-        for method, trials in (("DSPEC" if results.in_samples else "DMEL", cell.trained), ("baseline", cell.fixed)):
-            if len(trials):
-                yield cell, method, trials
-
-
-def table_rows(results):
-    """(cell, Interval of the accuracy in percent, Markdown's row) of each half; windows are text."""
-    init, est = ("λ init, samples", "λ est, samples") if results.in_samples else ("window init", "window est")
-    for cell, method, trials in halves(results):
-        values, start = interval(trials["accuracy"]), as_text(results, cell.init_window)
-        end = start if method == "baseline" else as_text(results, *trials["window"].agg(["min", "max"]))
-        accuracy = f"{values.mean:.1f}" + ("" if values.n == 1 else f" ± {values.deviation:.1f}")
-        row = {"Model": cell.model, init: start, est: end, "Method": method, "Accuracy, %": accuracy}
-        yield cell, values, row | {"n": values.n, "95 % interval": values.bounds()}
+def halves(results, cell):
+    """(method, trials) of each half of a cell that has trials."""
+    methods = {"DSPEC" if results.in_samples else "DMEL": cell.trained, "baseline": cell.fixed}
+    return [(method, trials) for method, trials in methods.items() if len(trials)]
 
 
 def as_text(results, *windows):
@@ -110,37 +113,19 @@ def as_text(results, *windows):
     return (texts[0] if len(texts) == 1 else f"({', '.join(texts)})") + ("" if results.in_samples else " ms")
 
 
-def latex(results, rows):
-    symbol = r"$\lambda_{%s}$" if results.in_samples else r"$l_{\lambda_{%s}}$"
-    lines = [rf"Model & {symbol % 'init'} & {symbol % 'est'} & Method & Accuracy \\", r"\hline \hline"]
-    for _, pair in groupby(rows, key=lambda row: (row[0].model, row[0].number)):
-        for _, _, row in pair:
-            *texts, accuracy, _, _ = row.values()
-            lines.append(rf"{' & '.join(texts)} & ${accuracy}$ \\".replace("±", r"\pm"))
-        lines.append(r"\hline")
-    return "\n".join(lines)
-
-
-def difference_rows(results):
-    """DMEL − baseline in accuracy for each initial window, paired by run."""
-    for cell, values in results.differences():
-        row = {"Model": cell.model, "init": as_text(results, cell.init_window)}
-        row["DMEL − baseline, points"] = f"{values.mean:+z.1f}"
-        yield row | {"n": values.n, "95 % interval": values.bounds()}
-
-
 def comparison(first, second):
     """second − first for each half of each cell of second, paired by run: accuracy, and the epoch λ settles at."""
-    for cell, method, trials in halves(second):
-        same = np.isclose(first.trials["init_window"], cell.init_window, rtol=0, atol=SAME_WINDOW)
-        same &= first.trials["config/trainable"] == (method != "baseline")
-        same &= first.in_samples == second.in_samples
-        row = {"Method": method, "init": as_text(second, cell.init_window)}
-        for column, heading in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
-            values = paired(trials, first.trials[same], column)
-            is_told = values.n and (method, column) != ("baseline", "settled")
-            row[heading] = f"{values:+z.1f}, n = {values.n}" if is_told else "none to compare"
-        yield row
+    for cell in second.cells():
+        for method, trials in halves(second, cell):
+            same = np.isclose(first.trials["init_window"], cell.init_window, rtol=0, atol=SAME_WINDOW)
+            same &= first.trials["config/trainable"] == (method != "baseline")
+            same &= first.in_samples == second.in_samples
+            row = {"Method": method, "init": as_text(second, cell.init_window)}
+            for column, heading in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
+                values = paired(trials, first.trials[same], column)
+                is_told = values.n and (method, column) != ("baseline", "settled")
+                row[heading] = f"{values:+z.1f}, n = {values.n}" if is_told else "none to compare"
+            yield row
 
 
 def claims(results):
@@ -153,27 +138,26 @@ def claims(results):
             least = -ABOUT_THE_SAME
             claim = f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best window"
         claim = f"{claim}, {as_text(results, cell.init_window)}"
-        yield verdict(results.name, claim, f"{values:+z.1f} points", values, least=least)
+        yield verdict(results, claim, f"{values:+z.1f} points", values, least=least)
     if "config/sigma_ref" in trials and results.in_samples:
         sigma = trials["config/sigma_ref"].iloc[0]
         for cell in results.cells():
             if len(cell.trained) and not sigma / NEAR < cell.init_window < sigma * NEAR:
                 values = interval(cell.trained["window"])
                 claim = f"comes near λ = {sigma:g} from {cell.init_window:.1f}"
-                yield verdict(results.name, claim, f"λ = {values:.1f}", values, sigma / NEAR, sigma * NEAR)
+                yield verdict(results, claim, f"λ = {values:.1f}", values, sigma / NEAR, sigma * NEAR)
     if (values := fixed_runs(trials)).n:
-        claim = f"costs less than {A_FEW} fixed windows"
-        yield verdict(results.name, claim, f"as much as {values:.1f}", values, most=A_FEW)
+        yield verdict(results, f"costs less than {A_FEW} fixed windows", f"as much as {values:.1f}", values, most=A_FEW)
 
 
-def verdict(name, claim, measured, values, least=-np.inf, most=np.inf):
+def verdict(results, claim, measured, values, least=-np.inf, most=np.inf):
     """A claim holds where the whole interval of the mean lies between least and most, and does not where none does."""
     answer = "not enough runs"
     if values.n >= MIN_RUNS and least < values.low and values.high < most:
         answer = "holds"
     elif values.n >= MIN_RUNS and (values.high <= least or values.low >= most):
         answer = "does not hold"
-    row = {"experiment": name, "DMEL": claim, "measured (95 % interval)": measured}
+    row = {"experiment": results.name, "DMEL": claim, "measured (95 % interval)": measured}
     return row | {"n": values.n, "verdict": answer}
 
 

@@ -21,30 +21,29 @@ WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by main.py --restart
-FRACTION, POSITIVE, NUMBER = (0, 1), (1e-9, 1e9), (-1e9, 1e9)
-COLUMNS = {  # of NAME.csv: limits of its numbers, None where it holds something else
-    "config/init_lambd": POSITIVE,
-    "config/trainable": None,
-    "config/model_name": None,
-    "best_lambd_est": NUMBER,
-    "test_accuracy": FRACTION,
-}
-OPTIONAL = {f"config/{key}": POSITIVE for key in ("resample_rate", "max_epochs", "sigma_ref")}
-OPTIONAL["config/seed"] = (0, 2**63)
-EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": NUMBER, "seconds": (0, 1e9)}
-REMEDY = "make it again with predict_test.py"
 SETTLED = 0.1  # λ has settled where it stays within this part of its last value
 STILL_MOVING = 0.1  # and has not where it left that range as late as in this last part of the epochs
+COLUMNS = {  # of NAME.csv, and the limits of their numbers
+    "config/init_lambd": (1e-9, 1e9),
+    "config/max_epochs": (1, 1e9),
+    "config/seed": (0, 2**63),
+    "config/resample_rate": (1, 1e9),
+    "config/sigma_ref": (1e-9, 1e9),
+    "best_lambd_est": (-1e9, 1e9),
+    "test_accuracy": (0, 1),
+}
+OPTIONAL = {"config/resample_rate", "config/sigma_ref"}  # of some datasets
+EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": (-1e9, 1e9), "seconds": (0, 1e9)}
 
 
 class Interval(NamedTuple):
     """Mean of n values, their standard deviation (n − 1), and the 95 % interval of the mean by Student's t."""
 
     n: int
-    mean: float = np.nan
-    deviation: float = np.nan
-    low: float = np.nan
-    high: float = np.nan
+    mean: float
+    deviation: float
+    low: float
+    high: float
 
     def __format__(self, form):
         """The mean in a number's format, and the interval in brackets."""
@@ -52,17 +51,14 @@ class Interval(NamedTuple):
 
     def bounds(self):
         """The interval as text, empty for one value."""
-        return "" if self.n == 1 else f"{self.low:.1f} to {self.high:.1f}"
+        return f"{self.low:.1f} to {self.high:.1f}" if self.n > 1 else ""
 
 
 def interval(values):
     """The Interval of numbers; what one number or none cannot tell is not a number."""
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    if n < 2:
-        return Interval(n, *values)
-    mean, deviation = values.mean(), values.std(ddof=1)
-    half = stdtrit(n - 1, 0.975) * deviation / n**0.5
+    values = pd.Series(values, dtype=float)
+    n, mean, deviation = len(values), values.mean(), values.std()
+    half = stdtrit(n - 1, 0.975) * deviation / np.sqrt(n)
     return Interval(n, mean, deviation, mean - half, mean + half)
 
 
@@ -107,25 +103,18 @@ class Results(NamedTuple):
     """What an experiment has brought; trials and epochs have no rows where there are none.
 
     trials: columns of NAME.csv, by initial window and seed, and cell, number of the initial window, equal ones to
-    within 1e-6; init_window and window, the initial and the trained one, in ms or samples, see unit; accuracy, percent;
-    seed, of the run; epochs, their number; seconds, median epoch × epochs; settled, the epoch at which λ has (all three
-    not a number without epochs); cut, whether max_epochs ended the trial. epochs: see read_epochs.
+    within 1e-6; init_window and window, the initial and the trained one, in ms or samples; accuracy, percent; seed, of
+    the run; epochs, their number; seconds, median epoch × epochs; settled, the epoch at which λ has (all three not a
+    number without epochs); cut, whether max_epochs ended the trial. epochs: trial (index of NAME.csv), epoch, lambd
+    and seconds of every epoch.
     """
 
     name: str
     n_started: int  # trials, 0 where no plan is there
-    trials: pd.DataFrame
-    epochs: pd.DataFrame
-
-    @property
-    def in_samples(self):
-        """Whether there is no sample rate to tell windows as 6λ in ms, so that they are told as λ in samples."""
-        return "config/resample_rate" not in self.trials or self.trials["config/resample_rate"].isna().all()
-
-    @property
-    def unit(self):
-        """The window that a λ of one sample is told as."""
-        return 1.0 if self.in_samples else 1000 * WINDOW_SIGMAS / self.trials["config/resample_rate"].iloc[0]
+    trials: pd.DataFrame = pd.DataFrame()
+    epochs: pd.DataFrame = pd.DataFrame()
+    in_samples: bool = True  # windows are told as λ, for want of a sample rate to tell them as 6λ in ms
+    unit: float = 1.0  # the window that a λ of one sample is told as
 
     def cells(self):
         """Every Cell, by model and window."""
@@ -140,93 +129,79 @@ class Results(NamedTuple):
 
 
 def read_all(storage):
-    """Results by name: the paper's experiments in its order, then all others that there are, those like them first."""
-    others = {name for name in storage.list() if not MOVED_ASIDE.search(name)} - set(EXPERIMENTS)
-    likeness = {name: [experiment not in name for experiment in EXPERIMENTS] for name in others}
-    names = [*EXPERIMENTS, *sorted(others, key=lambda name: (likeness[name], name))]
-    return {name: read_results(storage, name) for name in names}
+    """Results by name: the paper's experiments in its order, then all others that there are, by name."""
+    others = [name for name in storage.list() if name not in EXPERIMENTS and not MOVED_ASIDE.search(name)]
+    return {name: read_results(storage, name) for name in (*EXPERIMENTS, *others)}
 
 
 def read_results(storage, name):
     """The Results of one experiment; raises InputError where a file of it is not as it was written."""
-    n_started = read_n_started(storage, name)
-    trials = read_table(storage, TABLE.format(name), COLUMNS, index_col=0)
+    n_started = read(storage, RECORD.format(name), parse_plan, 0)
+    trials = read(storage, TABLE.format(name), parse_trials, None)
     if trials is None:
-        return Results(name, n_started, pd.DataFrame(), pd.DataFrame())
-    place = f"{storage.address}/{TABLE.format(name)}"
-    if not trials["config/trainable"].isin([True, False]).all():
-        raise InputError(f"{place}: a value in column config/trainable is not True or False: {REMEDY}.")
-    again = trials.index.duplicated()
-    if "trial_id" in trials:
-        again |= trials.duplicated("trial_id")
-    if "config/seed" in trials:
-        again |= trials.duplicated([column for column in trials if column.startswith("config/")])
-    if again.any():
-        raise InputError(f"{place}: line {np.argmax(again) + 2} holds a trial that stands above already: {REMEDY}.")
-
-    epochs = read_epochs(storage, name, trials)
-    by_trial = epochs.groupby("trial")
-    results = Results(name, max(n_started, len(trials)), trials, epochs)
-    init = trials["config/init_lambd"].sort_values()
-    trials = trials.astype({"config/trainable": bool}).assign(
+        return Results(name, n_started)
+    no_epochs = pd.DataFrame(columns=list(EPOCH_COLUMNS), dtype=float)
+    epochs = read(storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials.index), no_epochs)
+    in_samples = "config/resample_rate" not in trials
+    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]
+    by_trial, init = epochs.groupby("trial"), trials["config/init_lambd"]
+    trials = trials.assign(
         cell=(init.diff() > 1e-6 * init).cumsum(),
-        init_window=results.unit * init,
-        window=results.unit * trials["best_lambd_est"].abs(),
+        init_window=unit * init,
+        window=unit * trials["best_lambd_est"].abs(),
         accuracy=100 * trials["test_accuracy"],
-        seed=trials.get("config/seed", range(len(trials))),
+        seed=trials["config/seed"],
         epochs=by_trial.size(),
         seconds=by_trial["seconds"].median() * by_trial.size(),
         settled=by_trial["lambd"].agg(settling_epoch),
+        cut=trials["config/max_epochs"].le(by_trial.size()),
     )
-    trials["cut"] = trials["epochs"] >= trials.get("config/max_epochs", np.inf)
-    return results._replace(trials=trials.sort_values(["config/init_lambd", "seed"]))
+    return Results(name, max(n_started, len(trials)), trials, epochs, in_samples, unit)
 
 
-def read_n_started(storage, name):
-    """Number of trials that an experiment was begun with, 0 where no plan is there."""
+def read(storage, name, parse, absent):
+    """What parse makes of a file's content, absent where there is no file; InputError where it can make nothing."""
     try:
-        record = storage.read(RECORD.format(name))
-        return sum(batch["n_trials"] for batch in json.loads(record)["batches"]) if record else 0
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        place = f"{storage.address}/{RECORD.format(name)}"
-        raise InputError(f"{place} cannot be read ({first_line(error)}): restore it.") from None
+        content = storage.read(name)
+        return absent if content is None else parse(content)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        told = f"there is no {error}" if isinstance(error, KeyError) else first_line(error)
+        remedy = "restore it, or make it again with predict_test.py"
+        raise InputError(f"{storage.address}/{name} cannot be used ({told}): {remedy}.") from None
 
 
-def read_epochs(storage, name, trials):
-    """Table with trial (index of NAME.csv), epoch, lambd and seconds, one row per epoch, without rows if not there."""
-    epochs = read_table(storage, EPOCHS.format(name), EPOCH_COLUMNS)
-    if epochs is None:
-        return pd.DataFrame(columns=list(EPOCH_COLUMNS), dtype=float)
-    last = epochs.groupby("trial")["epoch"].agg(["min", "max", "size", "nunique"])
-    is_whole = (last["min"] == 1) & (last["max"] == last["size"]) & (last["size"] == last["nunique"])
-    if sorted(last.index) != sorted(trials.index) or not is_whole.all():
-        place = f"{storage.address}/{EPOCHS.format(name)}"
-        raise InputError(f"{place} does not hold every epoch of every trial of {TABLE.format(name)} once: {REMEDY}.")
+def parse_plan(content):
+    """The number of trials that an experiment was begun with."""
+    return sum(batch["n_trials"] for batch in json.loads(content)["batches"])
+
+
+def parse_trials(content):
+    """The table in NAME.csv, by initial window and seed."""
+    trials = parse_table(content, COLUMNS, index_col=0, dtype={"config/trainable": bool})
+    wrong = trials.index.duplicated() | trials.duplicated(list(trials.filter(like="config/")))
+    wrong |= trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
+    if wrong.any():
+        raise ValueError(f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already")
+    return trials.sort_values(["config/init_lambd", "config/seed"])
+
+
+def parse_epochs(content, name, trials):
+    """The table in epochs.csv, which has every epoch of each of the trials in NAME.csv once, in order."""
+    epochs = parse_table(content, EPOCH_COLUMNS).sort_values(["trial", "epoch"])
+    if set(epochs["trial"]) != set(trials) or (epochs.groupby("trial").cumcount() + 1 != epochs["epoch"]).any():
+        raise ValueError(f"it does not hold every epoch of every trial of {name}.csv once")
     return epochs
 
 
-def read_table(storage, name, columns, **options):
-    """A CSV file with at least these columns, None where there is no file; InputError where a number is none.
-
-    columns: limits of the numbers of each, None where it holds something else. options: those of pandas.read_csv.
-    """
-    place = f"{storage.address}/{name}"
-    try:
-        if (content := storage.read(name)) is None:
-            return None
-        table = pd.read_csv(io.BytesIO(content), **options)
-    except (OSError, ValueError) as error:  # of pandas too
-        raise InputError(f"{place} cannot be read ({first_line(error)}): {REMEDY}.") from None
-    missing = [column for column in columns if column not in table]
-    if missing or table.empty or not content.endswith(b"\n"):
-        lacks = f"lacks the columns {', '.join(missing)}" if missing else "is cut off or has no line"
-        raise InputError(f"{place} {lacks}: {REMEDY}.")
-    optional = [column for column in OPTIONAL if column in table and table[column].notna().any()]
-    for column, limits in (columns | {column: OPTIONAL[column] for column in optional}).items():
-        numbers = pd.to_numeric(table[column], errors="coerce") if limits else table[column].notna()
-        low, high = limits or (True, True)
-        if len(wrong := np.flatnonzero(~numbers.between(low, high))):
-            value, line = table[column].iloc[wrong[0]], wrong[0] + 2
-            allowed = f" is no number from {low:g} to {high:g}" if limits else " is nothing"
-            raise InputError(f"{place}: line {line}, column {column}: {value!r:.80}{allowed}: {REMEDY}.")
+def parse_table(content, columns, **options):
+    """The table in a CSV file with at least these columns, but no empty ones; options: those of pandas.read_csv."""
+    table = pd.read_csv(io.BytesIO(content), **options).dropna(axis="columns", how="all")
+    if not content.endswith(b"\n"):
+        raise ValueError("it is cut off")
+    for column, (low, high) in columns.items():
+        if column in table or column not in OPTIONAL:
+            is_right = pd.to_numeric(table[column], errors="coerce").between(low, high)
+            if not is_right.all():
+                line, value = is_right.argmin() + 2, table[column][~is_right].iloc[0]
+                raise ValueError(f"line {line}, column {column}: {value!r:.80} is no number from {low:g} to {high:g}")
     return table
