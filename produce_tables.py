@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from config import InputError, run
-from storage import Storage
+from storage import Storage, write_whole
 from summary import EXPERIMENTS, fixed_runs, interval, markdown_table, paired, read_all
 
 VARIED = {"config/trainable", "config/init_lambd", "config/model_name", "config/seed"}  # by the tables themselves
@@ -54,7 +54,7 @@ def main():
     if verdicts := [claim for results in tested.values() for claim in claims(results)]:
         print(f"Claims of the paper:\n\n{markdown_table(verdicts)}\n")
     if args.csv:
-        Storage(args.csv.parent).write(args.csv.name, pd.DataFrame(rows).to_csv(index=False))
+        write_whole(args.csv, pd.DataFrame(rows).to_csv(index=False))
 
 
 def print_tables(results):

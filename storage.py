@@ -79,6 +79,12 @@ def whole_file(path):
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(path, text):
+    """Writes a local text file in one piece."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
 def first_line(error):
     """What an exception says, in one line."""
     return " ".join((str(error).strip() or repr(error)).split())[:300]

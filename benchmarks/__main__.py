@@ -29,7 +29,7 @@ from benchmarks import faults, layer, preparing, training, trials, voices
 from cluster import MEMORY
 from datasets import InputError
 from results import provenance
-from storage import whole_file
+from storage import write_whole
 from summary import markdown_table
 
 PROGRAM = "python -m benchmarks"
@@ -82,8 +82,7 @@ def measure():
         print(f"{title}\n\n{markdown_table(rows, text)}\n", flush=True)
         report["sections"][name] = {"title": title, "rows": rows}
         if args.output:
-            with whole_file(args.output) as file:
-                file.write(f"{json.dumps(report, indent=2, ensure_ascii=False)}\n".encode())
+            write_whole(args.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
