@@ -15,6 +15,7 @@ import dmel
 import predict_test
 import search_spaces
 import summary
+import train
 from config import InputError
 from results import Plan
 from storage import Storage
@@ -99,6 +100,13 @@ def test_what_is_kept_of_a_plan_names_no_folder():
     plan = Plan(search_space={"seed": 3}, batches=[{"command": command, "n_trials": 2}], trials={"a": {}})
     batches = [{"command": "python main.py --name=a --seed=3", "n_trials": 2}]
     assert predict_test.reduced(plan) == {"search_space": {"seed": 3}, "data": None, "batches": batches}
+
+
+def test_a_trial_is_tested_on_its_test_split(monkeypatch):
+    config = search_spaces.time_frequency(1) | {"n_samples": 20, "trainable": True, "init_lambd": 6.38}
+    state = {"config": config, "best_net": train.prepare(config)[0].state_dict()}
+    monkeypatch.setattr(train, "evaluate", lambda net, loss_function, data, indices, *rest: (0, indices.tolist()))
+    assert predict_test.accuracy_of(state, None) == [16, 17, 18, 19]
 
 
 def test_a_window_is_six_lambdas():
