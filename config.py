@@ -8,12 +8,11 @@ A config describes one trial. A search space of search_spaces.py has the same ke
 """
 
 import hashlib
-import inspect
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
@@ -22,6 +21,7 @@ from pydantic import Field
 PARTS = ("train", "valid", "test")  # of a dataset
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Rate = Annotated[float, Field(ge=0)]
+Groups = dict[str, list[int]]  # of each part, such as speakers
 
 
 class InputError(ValueError):
@@ -60,7 +60,7 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
 
     # Options.
     seed: int = Field(0, ge=0, lt=2**63, description="given by main.py: --seed for the first run, then one more each")
-    split: Any = Field(None, description="a name in DATASETS of datasets.py, or groups: {'train': [1], 'valid': …}")
+    split: str | Groups | None = Field(None, description="a name in DATASETS, or groups: {'train': [1], 'valid': …}")
     augment: bool = Field(False, description="SpecAugment in panns_cnn6")
     pretrained: bool = Field(False, description="start panns_cnn6 from the published AudioSet weights")
     checkpoint_path: str | None = Field(None, description="file with these weights")
@@ -69,62 +69,43 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     tf32: bool = Field(False, description="convolutions and products of a GPU in TF32, quicker and less exact")
     bf16: bool = Field(False, description="the network behind the layer in bfloat16, quicker and less exact")
 
-    @pydantic.field_validator("split")
-    @classmethod
-    def _split(cls, split):
-        if split is None or isinstance(split, str):
-            return split
-        groups = [number for part in PARTS for number in split[part]] if is_split(split) else []
-        if not groups or len(set(groups)) < len(groups):
-            raise ValueError("must be a name or give each of train, valid and test a list of groups of its own")
-        return split
-
-    @pydantic.model_validator(mode="after")
-    def _together(self):
-        for key in ("hop_length", "init_lambd"):
-            if (value := getattr(self, key)) > self.n_points:
-                raise ValueError(f"{key} = {value} is longer than a clip of n_points = {self.n_points} samples")
+    def check(self):
+        """Raises InputError where keys contradict each other."""
+        limits = {"hop_length": self.n_points, "init_lambd": self.n_points, "sigma_ref": self.n_points / 5}
+        for key, limit in limits.items():
+            if (value := getattr(self, key) or 0) > limit:
+                raise InputError(f"config: {key} = {value} must be {limit:g} at most where n_points = {self.n_points}.")
         if self.zero_floor and self.energy_normalize is False:
-            raise ValueError("zero_floor = True needs energy_normalize: True: it is of the logarithm")
-        if self.sigma_ref is not None and self.sigma_ref > self.n_points / 5:
-            limit = f"a fifth of n_points = {self.n_points}"
-            raise ValueError(f"sigma_ref = {self.sigma_ref} must be {limit} at most: pulses lie that far apart")
-        return self
+            raise InputError("config: zero_floor = True needs energy_normalize: True: it is of the logarithm.")
+        if isinstance(self.split, dict):
+            groups = [group for part in self.split.values() for group in part]
+            if self.split.keys() != set(PARTS) or len(set(groups)) < len(groups):
+                raise InputError(f"config: split = {self.split} must give each of {PARTS} groups of its own.")
 
 
-def is_split(split):
-    """Whether a value is a dict that gives every part a list of whole numbers."""
-    lists = list(split.values()) if isinstance(split, dict) and set(split) == set(PARTS) else [None]
-    return all(isinstance(groups, list) and all(type(number) is int for number in groups) for groups in lists)
-
-
-def complete(config):
+def complete(config, exclude_defaults=False):
     """The config with all keys, in plain values; raises InputError with key, value and what is allowed."""
-    return _validated(config).model_dump()
+    config = plain(config)
+    try:
+        checked = Config.model_validate(config)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key, told = first["loc"][0], first["msg"].replace("Input should", "must")
+        field = Config.model_fields.get(key)
+        meaning = field.description if field else f"known are {', '.join(Config.model_fields)}"
+        raise InputError(f"config: {key} = {config.get(key)!r:.100}: {told} ({meaning}).") from None
+    checked.check()
+    return checked.model_dump(exclude_defaults=exclude_defaults)
 
 
 def trial_key(config):
     """A short name for the trial of a config, which follows from its values; a key at its default changes nothing."""
-    text = json.dumps(_validated(config).model_dump(exclude_defaults=True), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return digest(complete(config, exclude_defaults=True))[:12]
 
 
-def _validated(config):
-    try:
-        return Config.model_validate(plain(config))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        told = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        if not first["loc"]:  # what keys say together
-            raise InputError(f"config: {told}.") from None
-        key, *_ = first["loc"]
-        if key not in Config.model_fields:
-            raise InputError(f"config: unknown key {key}; known are {', '.join(Config.model_fields)}.") from None
-        if first["type"] == "missing":
-            raise InputError(f"config: key '{key}' is missing: add it to the search space.") from None
-        told = told.replace("String should", "must").replace("\n", " ")
-        meaning = Config.model_fields[key].description
-        raise InputError(f"config: {key} = {first['input']!r:.100} {told} ({meaning}).") from None
+def digest(value):
+    """SHA-256, in hexadecimal digits, of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def require(config, who, *keys):
@@ -134,29 +115,28 @@ def require(config, who, *keys):
             raise InputError(f"config: key '{key}' is missing: {who} needs it, so add it to the search space.")
 
 
-def plain(value):
-    """A value with numpy's arrays and numbers as Python's, tuples as lists; everything else as it is."""
+def plain(value, other=lambda value: value):
+    """A value with numpy's arrays and numbers as Python's, tuples as lists, and what is none of these as other does."""
     if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
+        return {str(key): plain(part, other) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    return plain(value.tolist()) if isinstance(value, (np.generic, np.ndarray)) else value
+        return [plain(part, other) for part in value]
+    return plain(value.tolist(), other) if isinstance(value, (np.generic, np.ndarray)) else other(value)
 
 
 # Search spaces
 
 
 def read_search_space(name, max_epochs):
-    """The search space of that name in search_spaces.py, or of the longest name that is part of it, in plain values."""
+    """The search space in search_spaces.py with the longest name that is part of this name, in plain values."""
     import search_spaces
 
-    functions = inspect.getmembers(search_spaces, inspect.isfunction)
-    spaces = {key: function for key, function in functions if function.__module__ == search_spaces.__name__}
-    contained = [key for key in spaces if key in name]
-    if not contained:
-        raise InputError(f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(spaces)}.")
-    chosen = name if name in spaces else max(contained, key=len)
-    space = plain(spaces[chosen](max_epochs))
+    members = vars(search_spaces).items()
+    own = [key for key, value in members if getattr(value, "__module__", None) == search_spaces.__name__]
+    chosen = max((key for key in own if key in name), key=len, default=None)
+    if chosen is None:
+        raise InputError(f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(own)}.")
+    space = plain(getattr(search_spaces, chosen)(max_epochs))
     if not isinstance(space, dict):
         raise InputError(f"search_spaces.py: {chosen}() must return a dict, not {space!r:.80}.")
     return space
@@ -167,7 +147,7 @@ def draw(space, seed):
     from ray.tune.search.variant_generator import generate_variants
 
     for key in ("dataset_name", "resample_rate", "n_points"):
-        if isinstance(space.get(key), dict) or hasattr(space.get(key), "sample"):
+        if not isinstance(space.get(key) or 0, (str, int)):
             raise InputError(f"config: {key} must be one value: a search space works on one set of clips.")
     if {"grid_search": []} in space.values():
         raise InputError("config: a grid_search of the search space is empty.")
@@ -179,17 +159,16 @@ def draw(space, seed):
     return configs
 
 
-def describe(value):
-    """A search space, or a part of it, in plain values that can be written to a file and compared."""
+def describe(space):
+    """A search space in plain values that can be written to a file and compared."""
     from ray.tune.search.sample import Domain, Sampler
 
-    if isinstance(value, (Domain, Sampler)):
-        return {type(value).__name__: describe(vars(value))}
-    if isinstance(value, dict):
-        return {str(key): describe(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe(part) for part in value]
-    return value.__qualname__ if hasattr(value, "__qualname__") else plain(value)
+    def described(value):
+        if isinstance(value, (Domain, Sampler)):
+            return {type(value).__name__: plain(vars(value), described)}
+        return getattr(value, "__qualname__", value)
+
+    return plain(space, described)
 
 
 # For all scripts
@@ -206,3 +185,5 @@ def run(main):
         sys.exit(f"{script}: interrupted: the same command continues.")
     except BrokenPipeError:  # such as produce_tables.py | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that cannot be written, a storage that is not there
+        sys.exit(f"{script}: {error}: mend that and start again.")

@@ -19,7 +19,7 @@ from config import InputError, run
 from results import EPOCHS, RECORD, TABLE, Damaged, Experiment
 from storage import Storage
 
-OF_THIS_MACHINE = ["logdir", "hostname", "node_ip", "pid"]  # columns
+COLUMNS = {"trial": "trial", "training_iteration": "epoch", "lambd_est": "lambd", "time_this_iter_s": "seconds"}
 
 
 def main():
@@ -31,33 +31,38 @@ def main():
     args = parser.parse_args()
     import datasets  # as train below, not for --help: torch takes seconds
 
-    experiment = Experiment(args.ray_results_dir, args.dataset_name)
+    experiment, rows, epochs = Experiment(args.ray_results_dir, args.dataset_name), [], []
+    name, table = experiment.name, TABLE.format(experiment.name)
     plan = experiment.read_plan()
     if plan is None:
-        raise InputError(f"no experiment in {experiment.address}: train it with main.py --name={args.dataset_name}.")
+        raise InputError(f"no experiment in {experiment.address}: train it with main.py --name={name}.")
     with experiment.alone():
         recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_base_dir)
-        plan.keep_to(recordings, experiment.name, args.data_base_dir)
-        rows, epochs = [], []
+        plan.keep_to(recordings, name, args.data_base_dir)
         states = experiment.finished_trials(plan, "left out, main.py trains it anew")
-        for key, state in tqdm(states, desc=f"testing {args.dataset_name}", unit="trial", total=len(plan.trials)):
+        for key, state in tqdm(states, desc=f"testing {name}", unit="trial", total=len(plan.trials)):
             try:
                 accuracy = accuracy_of(state, recordings)
             except Damaged as damage:
                 print(f"warning: {experiment.address}/trials/{key}.pt {damage}: left out", file=sys.stderr)
                 continue
-            epochs.append(history_of(len(rows), state["history"]))
-            rows.append({**row(key, state), "test_accuracy": accuracy})
-        warn_of_others(experiment, plan, [row["trial_id"] for row in rows])
-        table, name = TABLE.format(experiment.name), experiment.name
-        trials, epochs = pd.DataFrame(rows), pd.concat(epochs).to_csv(index=False, float_format="%.5g")
+            epochs += [{"trial": len(rows), **report} for report in state["history"]]
+            rows.append(row(key, state) | {"test_accuracy": accuracy})
+        if others := plan.trials.keys() - {row["trial_id"] for row in rows}:
+            n_failed = sum(map(experiment.has_failed, others))
+            told = f"{n_failed} failed, {len(others) - n_failed} not finished"
+            print(f"warning: {name}: left out of {len(plan.trials)} trials: {told}")
+        if not rows:
+            raise InputError(f"no finished trial in {experiment.address}: run main.py --name={name} to its end.")
+        trials, epochs = pd.DataFrame(rows), pd.DataFrame(epochs)[[*COLUMNS]].rename(columns=COLUMNS)
+        epochs = epochs.to_csv(index=False, float_format="%.5g")
         experiment.storage.write(EPOCHS.format(name), epochs)
         experiment.storage.write(table, trials.to_csv())
     print(f"{name}: {len(rows)} trials tested, in {experiment.storage.address}/{table}")
     if args.keep:
         kept = Storage(args.keep)
         kept.write(EPOCHS.format(name), epochs)
-        kept.write(table, trials.drop(columns=OF_THIS_MACHINE, errors="ignore").to_csv())
+        kept.write(table, trials.drop(columns="logdir").to_csv())
         kept.write(RECORD.format(name), json.dumps(reduced(plan), indent=2) + "\n")
         print(f"{name}: kept in {kept.address}/{name}")
 
@@ -73,32 +78,12 @@ def reduced(plan):
     return kept
 
 
-def warn_of_others(experiment, plan, tested):
-    """Says how many trials are left out; raises InputError where all are."""
-    others = plan.trials.keys() - tested
-    n_failed = sum(map(experiment.has_failed, others))
-    if others:
-        told = f"{n_failed} failed, {len(others) - n_failed} not finished"
-        print(f"warning: {experiment.name}: left out of {len(plan.trials)} trials: {told}")
-    if not tested:
-        message = f"run main.py --name={experiment.name} to its end"
-        raise InputError(f"no finished trial in {experiment.address}: {message}.")
-
-
 def row(key, state):
     """The last report of a trial, what is known of it, and its config, flat."""
     config = {f"config/{name}": value for name, value in state["config"].items()}
     seconds = sum(report["time_this_iter_s"] for report in state["history"])
     about = {"time_total_s": seconds, "trial_id": key, "logdir": state["logdir"], "scripts": "+".join(state["scripts"])}
     return {**state["history"][-1], **about, **config}
-
-
-def history_of(number, history):
-    """What the figures need of the epochs of a trial, given its number in the table."""
-    columns = {"training_iteration": "epoch", "lambd_est": "lambd", "time_this_iter_s": "seconds"}
-    epochs = pd.DataFrame(history, columns=list(columns)).rename(columns=columns)
-    epochs.insert(0, "trial", number)
-    return epochs
 
 
 def accuracy_of(state, recordings):

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import filelock
 import pydantic
 
-from config import InputError, trial_key
+from config import InputError, digest, trial_key
 from storage import Storage, first_line
 
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
@@ -55,12 +55,7 @@ class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
     checksum: str = ""  # of all else
 
     def checksum_now(self):
-        text = json.dumps(self.model_dump(exclude={"checksum"}), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def is_intact(self):
-        keys = all(trial_key(config) == key for key, config in self.trials.items())
-        return keys and self.checksum == self.checksum_now()
+        return digest(self.model_dump(exclude={"checksum"}))
 
     def keep_to(self, recordings, name, place):
         """Raises InputError where recordings are not those that the plan was made on; a new plan takes them."""
@@ -78,31 +73,23 @@ class Experiment:
 
     def __init__(self, results_dir, name):
         if not NAME.fullmatch(name):
-            message = "letters, digits, _ and - make a name, and dots inside it"
-            raise InputError(f"'{name}' cannot be the name of an experiment: {message}.")
-        self.name = name
-        self.storage = Storage(results_dir)
+            allowed = "letters, digits, _ and - make a name, and dots inside it"
+            raise InputError(f"'{name}' cannot be the name of an experiment: {allowed}.")
+        self.name, self.storage = name, Storage(results_dir)
         self.address = f"{self.storage.address}/{name}"  # for people
 
-    @contextlib.contextmanager
     def alone(self):
-        """Keeps other processes out for as long as it lasts; raises InputError where one is in. A URI has no lock."""
+        """A context that keeps other processes out; raises InputError where one is in. A URI has no lock."""
         if not self.storage.is_local:
-            yield
-            return
+            return contextlib.nullcontext()
         lock = filelock.FileLock(self.storage.path(f".{self.name}.lock"))  # freed when its process ends, in any way
         try:
-            os.makedirs(self.storage.root, exist_ok=True)
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            message = "another main.py or predict_test.py works there: wait for its end"
-            raise InputError(f"{self.address} is in use: {message}, or choose another --name.") from None
+            return lock.acquire(timeout=0)
         except OSError as error:
-            raise InputError(f"cannot write {self.address} ({error}): name another results folder.") from None
-        try:
-            yield
-        finally:
-            lock.release()
+            cause = f"cannot write {self.address} ({error}): name another folder"
+            if isinstance(error, filelock.Timeout):
+                cause = f"{self.address} is in use by another main.py or predict_test.py: wait for its end"
+            raise InputError(f"{cause}, or choose another --name.") from None
 
     def read_plan(self):
         """The Plan, None where there is none."""
@@ -110,45 +97,36 @@ class Experiment:
             content = self.storage.read(RECORD.format(self.name))
             if content is None:
                 return None
-            document = json.loads(content)
-            if "batches" in document and "version" not in document:
-                raise ValueError("it is of an earlier version of these scripts, with trials in folders seeds_A-B")
-            plan = Plan.model_validate(document)
-            if not plan.is_intact():
-                raise ValueError("its content does not match its checksum")
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            place, remedy = f"{self.address}/experiment.json", "restore it, or start anew with main.py --restart"
-            raise InputError(f"{place} cannot be used ({first_line(error)}): {remedy}.") from None
-        return plan
+            plan = Plan.model_validate_json(content)
+            if plan.checksum != plan.checksum_now() or [*map(trial_key, plan.trials.values())] != [*plan.trials]:
+                raise ValueError("its content is not what was written")
+            return plan
+        except (OSError, ValueError) as error:
+            told = error if isinstance(error, OSError) else "damaged, or of an earlier version of these scripts"
+            remedy = "restore it, or start anew with main.py --restart"
+            raise InputError(f"{self.address}/experiment.json cannot be used ({told}): {remedy}.") from None
 
     def write_plan(self, plan):
         plan.checksum = plan.checksum_now()
-        try:
-            self.storage.write(RECORD.format(self.name), json.dumps(plan.model_dump(), indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {self.address} ({error}): choose another --ray_root_dir.") from None
+        self.storage.write(RECORD.format(self.name), json.dumps(plan.model_dump(), indent=2) + "\n")
 
     def move_aside(self):
         """Renames the folder, if there is one, and returns its new name."""
         aside = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}"
         return aside if self.storage.rename(self.name, aside) else None
 
-    # Trials
-
     def read_trial(self, key):
         """What write_trial was given, None where there is no such file; raises Damaged where it is something else."""
-        import torch  # here, as tables do without
+        import torch  # here and below, as tables do without
 
         try:
-            content = self.storage.read(self._trial(key))
+            content = self.storage.read(f"{self.name}/trials/{key}.pt")
             if content is None:
                 return None
-            with zipfile.ZipFile(io.BytesIO(content)) as file:
-                if broken := file.testzip():
-                    raise ValueError(f"{broken} does not match its checksum")
+            broken = zipfile.ZipFile(io.BytesIO(content)).testzip()  # torch.load does not look at checksums
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if trial_key(state["config"]) != key or not {"history", "finished", "best_net"} <= state.keys():
-                raise ValueError("it holds another trial")
+            if broken or trial_key(state["config"]) != key or not {"history", "finished", "best_net"} <= state.keys():
+                raise ValueError("it is not what was written")
         except Exception as error:  # a file of something else can fail in every way
             raise Damaged(f"{self.address}/trials/{key}.pt is damaged ({first_line(error)})") from None
         return state
@@ -159,7 +137,7 @@ class Experiment:
 
         content = io.BytesIO()
         torch.save(state, content)
-        self.storage.write(self._trial(key), content.getbuffer())
+        self.storage.write(f"{self.name}/trials/{key}.pt", content.getbuffer())
 
     def finished_trials(self, plan, consequence):
         """(key, state) of each trial that was trained to its end, one at a time; says what becomes of damaged files."""
@@ -179,7 +157,7 @@ class Experiment:
             self.storage.write(name, text) if text else self.storage.remove(name)
 
     def has_failed(self, key):
-        return self.storage.exists(f"{self.name}/trials/{key}.txt")
+        return self.storage.read(f"{self.name}/trials/{key}.txt") is not None
 
     def clean(self):
         """Removes what interrupted writes left."""
@@ -188,39 +166,33 @@ class Experiment:
                 if name.endswith(".tmp"):
                     self.storage.remove(f"{folder}/{name}")
 
-    def _trial(self, key):
-        return f"{self.name}/trials/{key}.pt"
-
 
 def scripts():
     """Hash of each script that makes the numbers."""
-    paths = [Path(__file__).with_name(name) for name in SCRIPTS]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in paths}
+    return {name: hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()[:12] for name in SCRIPTS}
 
 
 def code():
     """Hash of all scripts that make the numbers."""
-    return hashlib.sha256(json.dumps(scripts()).encode()).hexdigest()[:12]
+    return digest(scripts())[:12]
 
 
 def provenance():
     """What made a batch: command, versions, git commit, hashes of the scripts, hardware."""
     import torch
 
-    commit = ""
-    if shutil.which("git"):
-        command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    cuda = torch.cuda.is_available()
+    describe = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    has_git = shutil.which("git")
+    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() if has_git else ""
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {
         "command": shlex.join(["python", *sys.argv]),
         "git_commit": commit or "not a git checkout",
         "scripts": scripts(),
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version(), **versions},
         "hardware": {
             "machine": platform.platform(),
             "cpu_cores": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }

@@ -1,6 +1,5 @@
 """Where the optional test data lies, and a copy of the scripts to run as a user would."""
 
-import csv
 import os
 import shutil
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -26,9 +26,8 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
-        items[:], slow = [
-            [item for item in items if bool(item.get_closest_marker("slow")) == is_slow] for is_slow in (False, True)
-        ]
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in slow]
         config.hook.pytest_deselected(items=slow)
 
 
@@ -60,13 +59,11 @@ def write_esc50(folder, n=3):
     (folder / "meta").mkdir(parents=True)
     (folder / "audio").mkdir()
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44100 * 5) / 44100)
-    with open(folder / "meta" / "esc50.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
-        for i in range(n):
-            name = f"{i % 5 + 1}-{100 + i}-A-{i}.wav"
-            table.writerow([name, i % 5 + 1, i, "tone", "False", 100 + i, "A"])
-            soundfile.write(folder / "audio" / name, np.stack([tone, 0 * tone], axis=1), 44100)
+    rows = [[f"{i % 5 + 1}-{100 + i}-A-{i}.wav", i % 5 + 1, i, "tone", "False", 100 + i, "A"] for i in range(n)]
+    table = pd.DataFrame(rows, columns=["filename", "fold", "target", "category", "esc10", "src_file", "take"])
+    table.to_csv(folder / "meta" / "esc50.csv", index=False)
+    for name in table["filename"]:
+        soundfile.write(folder / "audio" / name, np.stack([tone, 0 * tone], axis=1), 44100)
     return folder
 
 
@@ -102,9 +99,8 @@ class Project:
     def __init__(self, folder, spaces=TINY_SPACES):
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        for pattern in ("*.py", "*.sh", "*.txt"):
-            for path in ROOT.glob(pattern):
-                shutil.copy(path, folder)
+        for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("*.txt")]:
+            shutil.copy(path, folder)
         shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", dirs_exist_ok=True)
         with open(folder / "search_spaces.py", "a") as file:
             file.write(spaces)
@@ -115,7 +111,7 @@ class Project:
         result = subprocess.run(
             [program, *map(str, command)],
             cwd=self.folder,
-            env=os.environ | {"DMEL_PYTHON": sys.executable} | {key: str(value) for key, value in environment.items()},
+            env=os.environ | {"DMEL_PYTHON": sys.executable, **{key: str(value) for key, value in environment.items()}},
             capture_output=True,
             text=True,
             timeout=300,

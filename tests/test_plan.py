@@ -145,7 +145,7 @@ def test_names_stay_inside_the_results(tmp_path, name):
 def test_restart_helps_where_the_plan_is_damaged(experiment):
     experiment.storage.write("pulses/experiment.json", '{"batches": [')
     aside = experiment.move_aside()
-    assert experiment.read_plan() is None and experiment.storage.exists(f"{aside}/experiment.json")
+    assert experiment.read_plan() is None and experiment.storage.read(f"{aside}/experiment.json")
     assert experiment.move_aside() is None
 
 
