@@ -103,7 +103,7 @@ def test_what_is_kept_of_a_plan_names_no_folder():
 
 
 def test_a_trial_is_tested_on_its_test_split(monkeypatch):
-    config = search_spaces.time_frequency(1) | {"n_samples": 20, "trainable": True, "init_lambd": 6.38}
+    config = search_spaces.time_frequency(1) | {"n_samples": 20, "trainable": True, "init_lambd": 6.38, "seed": 0}
     state = {"config": config, "best_net": train.prepare(config)[0].state_dict()}
     monkeypatch.setattr(train, "evaluate", lambda net, loss_function, data, indices, *rest: (0, indices.tolist()))
     assert predict_test.accuracy_of(state, None) == [16, 17, 18, 19]
