@@ -57,8 +57,9 @@ rm -rf "$1"
 def connected(address=None):
     """Ray, on the cluster at an address or on one for this process alone; as long as it lasts, signals end Ray Tune."""
     ending = threading.Event()
-    with own_folder() as folder:
+    with contextlib.ExitStack() as stack:
         try:
+            folder = stack.enter_context(own_folder())
             start(folder, ending) if address is None else join(address, folder)
         except Exception as error:  # of many kinds
             what, remedy = "Ray cannot start here", "mend that and start again"
@@ -104,11 +105,8 @@ def join(address, folder):
 @contextlib.contextmanager
 def own_folder():
     """A folder that only this user can enter; it goes in the end, with the processes that have files in it."""
-    try:
-        place = tempfile.gettempdir()
-        folder = tempfile.mkdtemp(prefix="dmel-", dir=place if len(place) <= LONGEST_PLACE else "/tmp")
-    except OSError as error:
-        raise InputError(f"there is no folder for temporary files ({error}): set TMPDIR to one.") from None
+    place = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="dmel-", dir=place if len(place) <= LONGEST_PLACE else "/tmp")
     guard = subprocess.Popen(["sh", "-c", CLEAN_UP, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield folder
@@ -118,23 +116,15 @@ def own_folder():
 
 def check_nodes(experiment, plan):
     """Raises InputError where a machine of the cluster does not see the plan: it would keep its trials to itself."""
+    look = ray.remote(num_cpus=0)(lambda: getattr(experiment.read_plan(), "checksum", None))
     nodes = [node for node in ray.nodes() if node["Alive"]]
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    seen = ray.get([look_for_plan.options(scheduling_strategy=place).remote(experiment) for place in places])
+    seen = ray.get([look.options(scheduling_strategy=place).remote() for place in places])
     for node, checksum in zip(nodes, seen, strict=True):
         if checksum != plan.checksum:
             remedy = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
-            raise InputError(
-                f"{node['NodeManagerHostname']} does not see {experiment.address}/experiment.json: {remedy}."
-            )
-
-
-@ray.remote(num_cpus=0)
-def look_for_plan(experiment):
-    """The checksum of the plan as a machine sees it."""
-    with contextlib.suppress(InputError):
-        plan = experiment.read_plan()
-        return plan and plan.checksum
+            plan_there = f"{experiment.address}/experiment.json"
+            raise InputError(f"{node['NodeManagerHostname']} does not see {plan_there}: {remedy}.")
 
 
 def resources(wanted, cpus=None, gpus=None):
@@ -153,9 +143,8 @@ def resources(wanted, cpus=None, gpus=None):
         raise InputError(
             f"no machine has {asked} for a trial, but {there}: lower --cpus_per_trial or --gpus_per_trial."
         )
-    device = "Training on GPUs" if gpus else "Training on the CPU"
-    device = device if most_gpus else "No CUDA device: training on the CPU"
-    print(f"{device}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
+    on_cpu = "Training on the CPU" if most_gpus else "No CUDA device: training on the CPU"
+    print(f"{'Training on GPUs' if gpus else on_cpu}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
     return {"cpu": cpus, "gpu": gpus}
 
 
@@ -169,8 +158,6 @@ def fit(trial, configs, experiment, start, args):
         trial,
         param_space={"config": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
-            metric="valid_loss",
-            mode="min",
             reuse_actors=True,  # the next trial finds torch imported
             trial_name_creator=lambda trial: trial_key(trial.config["config"]),
             trial_dirname_creator=name_of,

@@ -68,10 +68,8 @@ def extend(plan, space, args, experiment):
     values = {key: (plan.search_space.get(key), described.get(key)) for key in sorted(plan.search_space | described)}
     differences = [f"{key}: {there} there, {now} now" for key, (there, now) in values.items() if there != now]
     if differences:
-        raise InputError(
-            f"{experiment.address} holds another experiment ({'; '.join(differences)}): choose another --name, such as "
-            f"{experiment.name}_2, or move it aside with --restart."
-        )
+        told, remedy = "; ".join(differences), "choose another --name, or move it aside with --restart"
+        raise InputError(f"{experiment.address} holds another experiment ({told}): {remedy}.")
     planned = {seed for batch in plan.batches for seed in batch["seeds"]}
     seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
     added = {trial_key(config): config for seed in seeds for config in draw(space, seed)}
@@ -154,8 +152,7 @@ def run_trial(config, recordings, experiment, save_seconds, logs):
     with contextlib.suppress(Damaged):  # main.py has said so
         state = experiment.read_trial(key)
     if state is not None and state["finished"]:  # and then its machine went away
-        tune.report(state["history"][-1])
-        return
+        return tune.report(state["history"][-1])
     earlier = [version for version in (state or {}).get("scripts", []) if version != code()]
     about = {"scripts": [*earlier, code()], "logdir": f"{logs}/{os.path.basename(context.get_trial_dir())}"}
     due = time.monotonic() + save_seconds
