@@ -63,9 +63,11 @@ def test_a_plan_holds_every_cell_of_every_run_and_grows(experiment):
     assert len(plan.trials) == 18 and {config["seed"] for config in plan.trials.values()} == {0, 1, 5}
 
 
-def test_another_search_space_is_refused(experiment):
+def test_another_search_space_and_one_that_cannot_be_trained_are_refused(experiment):
     with pytest.raises(InputError, match=r"\(batch_size: 128 there, 64 now\): .*--restart"):
         main.extend(experiment.read_plan(), SPACE | {"batch_size": 64}, flags(), experiment)
+    with pytest.raises(InputError, match="model_name 'resnet' is not one of"):
+        main.extend(None, SPACE | {"model_name": "resnet"}, flags(), experiment)
 
 
 OTHER_PLANS = {
