@@ -30,48 +30,12 @@ def main():
         os.environ["RAY_AUTH_MODE"] = "token"
     space = read_search_space(args.name, args.max_epochs)
     experiment = Experiment(args.ray_root_dir, args.name)
-    extend(None if args.restart else experiment.read_plan(), space, args, experiment)  # before anything is written
     with experiment.alone():
-        plan = None if args.restart else experiment.read_plan()
-        plan, is_longer = extend(plan, space, args, experiment)
+        plan, is_longer = extend(None if args.restart else experiment.read_plan(), space, args, experiment)
         done = last_reports(experiment, plan) if plan.checksum else {}
         if is_longer or len(done) < len(plan.trials):
             train_trials(experiment, plan, is_longer, done, args)
     print(f"{args.name}: all trials are finished, in {experiment.address}")
-
-
-def train_trials(experiment, plan, is_longer, done, args):
-    """Trains what is not finished; raises InputError or exits where that does not come to its end."""
-    from ray import tune  # here, as --help and finished experiments do without
-
-    import cluster
-
-    configs = {key: config for key, config in plan.trials.items() if key not in done}
-    recordings = load_recordings(plan, args)
-    warn_of_edits(plan)
-    if args.restart and (aside := experiment.move_aside()):
-        print(f"{args.name}: what was there is now {aside}")
-    if is_longer:
-        experiment.write_plan(plan)
-    experiment.clean()
-    with cluster.joined(args.ray_address) if args.ray_address else cluster.private():
-        if args.ray_address:
-            cluster.check_nodes(experiment, plan)
-        start = time.strftime("%Y%m%d-%H%M%S")
-        settings = {"save_seconds": args.save_seconds, "code": code(), "logs": f"{experiment.address}/ray/{start}"}
-        trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, settings=settings)
-        resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
-        errors = cluster.fit(tune.with_resources(trial, resources), list(configs.values()), experiment, start, args)
-    finished = last_reports(experiment, plan)
-    if any(finished[key]["lacked_memory"] for key in configs.keys() & finished.keys()):
-        print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
-    missing = configs.keys() - finished.keys()
-    if missing and not errors:
-        raise InputError("interrupted: the same command continues.")
-    if missing:
-        reasons = "; ".join(sorted(set(errors)))
-        print(f"main.py: {len(missing)} trials of {args.name} failed: {reasons}", file=sys.stderr)
-        sys.exit(SOME_FAILED)
 
 
 def parse_args():
@@ -84,9 +48,7 @@ def parse_args():
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run, each further has one more (0)")
     parser.add_argument("--cpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['cpu']}, without a GPU 1)")
     parser.add_argument("--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)")
-    parser.add_argument(
-        "--save_seconds", type=float, default=10, help="work that an interruption may cost a trial (10)"
-    )
+    parser.add_argument("--save_seconds", type=float, default=10, help="work that an interruption may cost (10)")
     parser.add_argument("--report_seconds", type=float, default=60, help="least between tables of trials (60)")
     parser.add_argument("--max_failures", type=int, default=3, help="times that a failed trial starts again (3)")
     parser.add_argument("--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)")
@@ -102,23 +64,17 @@ def parse_args():
 def extend(plan, space, args, experiment):
     """The plan, made or with the runs that it lacks added, and whether any were; nothing is written."""
     described = describe(space)
-    if plan is None:
-        plan = Plan(search_space=described, batches=[], trials={})
-    differences = [
-        f"{key}: {plan.search_space.get(key, 'absent')} there, {described.get(key, 'absent')} now"
-        for key in sorted(plan.search_space.keys() | described.keys())
-        if plan.search_space.get(key) != described.get(key)
-    ]
+    plan = plan or Plan(search_space=described, batches=[], trials={})
+    values = {key: (plan.search_space.get(key), described.get(key)) for key in sorted(plan.search_space | described)}
+    differences = [f"{key}: {there} there, {now} now" for key, (there, now) in values.items() if there != now]
     if differences:
-        raise InputError(
-            f"{experiment.address} holds another experiment ({'; '.join(differences)}): choose another --name, such as "
-            f"{experiment.name}_2, or move it aside with --restart."
-        )
+        told, remedy = "; ".join(differences), "choose another --name, or move it aside with --restart"
+        raise InputError(f"{experiment.address} holds another experiment ({told}): {remedy}.")
     planned = {seed for batch in plan.batches for seed in batch["seeds"]}
     seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
     added = {trial_key(config): config for seed in seeds for config in draw(space, seed)}
     if added:
-        import train
+        import train  # here, as --help and finished experiments do without
 
         for config in added.values():
             train.check(config)
@@ -133,17 +89,41 @@ def last_reports(experiment, plan):
     return {key: state["history"][-1] for key, state in states}
 
 
-def load_recordings(plan, args):
-    """The recordings of a plan, None where it needs none; raises InputError where they cannot be trained on."""
+def train_trials(experiment, plan, is_longer, done, args):
+    """Trains what is not finished; raises InputError or exits where that does not come to its end."""
+    from ray import tune
+
+    import cluster
     import datasets
 
-    configs = list(plan.trials.values())
-    recordings = datasets.recordings_of(configs[0], args.data_dir)
+    configs = {key: config for key, config in plan.trials.items() if key not in done}
+    recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_dir)
     plan.keep_to(recordings, args.name, args.data_dir)
-    if recordings is not None:
-        for config in configs:
-            datasets.split_recordings(config["dataset_name"], recordings.groups, config.get("split"))
-    return recordings
+    for config in plan.trials.values() if recordings else ():  # raises where a part is empty
+        datasets.split_recordings(config["dataset_name"], recordings.groups, config.get("split"))
+    warn_of_edits(plan)
+    if args.restart and (aside := experiment.move_aside()):
+        print(f"{args.name}: what was there is now {aside}")
+    if is_longer:
+        experiment.write_plan(plan)
+    experiment.clean()
+    with cluster.connected(args.ray_address):
+        if args.ray_address:
+            cluster.check_nodes(experiment, plan)
+        start = time.strftime("%Y%m%d-%H%M%S")
+        settings = {"save_seconds": args.save_seconds, "logs": f"{experiment.address}/ray/{start}"}
+        trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, **settings)
+        resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
+        errors = cluster.fit(tune.with_resources(trial, resources), list(configs.values()), experiment, start, args)
+    finished = last_reports(experiment, plan)
+    if any(finished[key]["lacked_memory"] for key in configs.keys() & finished.keys()):
+        print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
+    if missing := configs.keys() - finished.keys():
+        if not errors:
+            raise InputError("interrupted: the same command continues.")
+        reasons = "; ".join(sorted(set(errors)))
+        print(f"main.py: {len(missing)} trials of {args.name} failed: {reasons}", file=sys.stderr)
+        sys.exit(SOME_FAILED)
 
 
 def warn_of_edits(plan):
@@ -151,16 +131,14 @@ def warn_of_edits(plan):
     now = scripts()
     edited = {name for batch in plan.batches for name, old in batch["scripts"].items() if now.get(name) != old}
     if edited:
-        names = ", ".join(sorted(edited))
-        print(
-            f"warning: edited since this experiment began: {names}; its table tells the trials apart", file=sys.stderr
-        )
+        told = f"edited since this experiment began: {', '.join(sorted(edited))}; its table tells the trials apart"
+        print(f"warning: {told}", file=sys.stderr)
 
 
-def run_trial(config, recordings, experiment, settings):
+def run_trial(config, recordings, experiment, save_seconds, logs):
     """What Ray runs for a trial: trains, reports every epoch, and writes the trial's file now and then and at the end.
 
-    settings: save_seconds, least time between two writes; code, hash of the scripts, and logs, to be recorded.
+    save_seconds: least time between two writes. logs: where Ray logs, to be recorded.
     """
     import torch
     from ray import tune
@@ -168,26 +146,24 @@ def run_trial(config, recordings, experiment, settings):
     import datasets
     import train
 
-    config = config["config"]
-    torch.set_num_threads(max(1, int(tune.get_context().get_trial_resources().required_resources["CPU"])))
+    config, context = config["config"], tune.get_context()
+    torch.set_num_threads(max(1, int(context.get_trial_resources().required_resources["CPU"])))
     key, state = trial_key(config), None
     with contextlib.suppress(Damaged):  # main.py has said so
         state = experiment.read_trial(key)
     if state is not None and state["finished"]:  # and then its machine went away
-        tune.report(state["history"][-1])
-        return
-    earlier = [code for code in (state or {}).get("scripts", []) if code != settings["code"]]
-    log = os.path.basename(tune.get_context().get_trial_dir())
-    about = {"scripts": [*earlier, settings["code"]], "logdir": f"{settings['logs']}/{log}"}
-    saved, cost = time.monotonic(), 0.0
+        return tune.report(state["history"][-1])
+    earlier = [version for version in (state or {}).get("scripts", []) if version != code()]
+    about = {"scripts": [*earlier, code()], "logdir": f"{logs}/{os.path.basename(context.get_trial_dir())}"}
+    due = time.monotonic() + save_seconds
 
     def report(row, snapshot):
-        nonlocal saved, cost
+        nonlocal due
         begin = time.monotonic()
-        if row["finished"] or begin - saved >= max(settings["save_seconds"], cost / SAVING_SHARE):
+        if row["finished"] or begin >= due:
             experiment.write_trial(key, {**snapshot(), **about})
-            saved = time.monotonic()
-            cost = saved - begin
+            end = time.monotonic()
+            due = end + max(save_seconds, (end - begin) / SAVING_SHARE)
         tune.report(row)
 
     try:

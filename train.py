@@ -22,7 +22,6 @@ import models
 from config import complete
 
 FEATURE_MEMORY = 0.5  # share of a trial's free memory that the features of a fixed window may take
-OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
 def train(config, data, report, state=None):
@@ -40,49 +39,42 @@ def train(config, data, report, state=None):
     given, config = config, check(config)
     begin = time.perf_counter()
     torch.manual_seed(config["seed"])
-    shuffle = torch.Generator().manual_seed(config["seed"])
     net, loss_function, device = prepare(config)
     optimizer = make_optimizer(net, config)
-    data = data.to(device)
-    kept = None if config["trainable"] else fixed_features(data, net.spectrogram_layer, config["batch_size"])
+    data, trained = data.to(device), net
+    features = None if config["trainable"] else fixed_features(data, net.spectrogram_layer, config["batch_size"])
+    if features is not None:  # the head trains on them in the place of clips
+        data = data._replace(clips=features)
+        trained = models.SpectrogramNet(lambda features: features.transpose(-1, -2), net.head, net.bf16)
     lambd = net.spectrogram_layer.lambd
-    history, stale_epochs, best, best_net = [], 0, {"best_valid_loss": math.inf}, None
+    shuffle = torch.Generator().manual_seed(config["seed"])
+    # Dropout and masks draw from the device's own generator.
+    chance = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    history, finished, best_net = [], False, None
     if state is not None:
+        history, best_net = state["history"], state["best_net"]
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-        history, stale_epochs, best, best_net = (state[key] for key in ("history", "stale_epochs", "best", "best_net"))
         shuffle.set_state(state["shuffle"])
-        set_random_state(state["random"], device)
-    finished = False
+        chance.set_state(state["random"])
 
     def snapshot():
         result = {"config": given, "history": history, "finished": finished, "best_net": best_net}
-        future = {
-            "net": net.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "stale_epochs": stale_epochs,
-            "best": best,
-            "shuffle": shuffle.get_state(),
-            "random": random_state(device),
-        }
-        return result if finished else result | future
+        if not finished:
+            result |= {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+            result |= {"shuffle": shuffle.get_state(), "random": chance.get_state()}
+        return result
 
     while not finished:
-        train_indices = data.splits["train"]
-        order = train_indices[torch.randperm(len(train_indices), generator=shuffle).to(device)]
-        loss, energy = train_epoch(net, loss_function, optimizer, data, order.split(config["batch_size"]), kept)
-        valid_loss, valid_acc = evaluate(net, loss_function, data, data.splits["valid"], config["batch_size"], kept)
+        order = torch.randperm(len(data.splits["train"]), generator=shuffle).to(device)
+        batches = data.splits["train"][order].split(config["batch_size"])
+        loss, energy = train_epoch(trained, loss_function, optimizer, data, batches)
+        valid_loss, valid_acc = evaluate(trained, loss_function, data, data.splits["valid"], config["batch_size"])
         epoch = len(history) + 1
         if not (math.isfinite(loss) and math.isfinite(valid_loss)):
             raise FloatingPointError(
                 f"epoch {epoch}: training loss {loss}, validation loss {valid_loss}, λ {lambd.item()}; config {given}"
             )
-        stale_epochs += 1
-        if valid_loss < best["best_valid_loss"]:
-            best = {"best_valid_loss": valid_loss, "best_valid_acc": valid_acc, "best_lambd_est": lambd.item()}
-            best_net = copy.deepcopy(net.state_dict())
-            stale_epochs = 0
-        finished = epoch == config["max_epochs"] or stale_epochs == config["patience"]
         row = {
             "training_iteration": epoch,
             "loss": loss,
@@ -90,13 +82,16 @@ def train(config, data, report, state=None):
             "valid_acc": valid_acc,
             "lambd_est": lambd.item(),
             "energy": energy,
-            "lacked_memory": not config["trainable"] and kept is None,
-            "finished": finished,
-            **best,
-            "time_this_iter_s": time.perf_counter() - begin,
+            "lacked_memory": not config["trainable"] and features is None,
         }
-        begin = time.perf_counter()
         history.append(row)
+        best = min(history, key=lambda row: row["valid_loss"])  # the first of equal ones
+        if best is row:
+            best_net = copy.deepcopy(net.state_dict())
+        finished = epoch == config["max_epochs"] or epoch - best["training_iteration"] == config["patience"]
+        row |= {"finished": finished} | {f"best_{key}": best[key] for key in ("valid_loss", "valid_acc", "lambd_est")}
+        row["time_this_iter_s"] = time.perf_counter() - begin
+        begin = time.perf_counter()
         report(row, snapshot)
 
 
@@ -116,19 +111,16 @@ def prepare(config):
 
 def make_optimizer(net, config):
     """The optimizer with two groups: λ at its own learning rate, all other weights."""
-    groups = dmel.parameter_groups(net, lr_lambd=config["lr_tf"])
-    return OPTIMIZERS[config["optimizer_name"]](groups, lr=config["lr_model"], fused=True)
+    optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config["optimizer_name"]]
+    return optimizer(dmel.parameter_groups(net, lr_lambd=config["lr_tf"]), lr=config["lr_model"], fused=True)
 
 
-def train_epoch(net, loss_function, optimizer, data, batches, kept=None):
-    """One step per batch of indices; returns the loss, mean over examples, and the features' sum, mean over batches.
-
-    kept: see fixed_features.
-    """
+def train_epoch(net, loss_function, optimizer, data, batches):
+    """One step per batch of indices; returns the loss, mean over examples, and the features' sum, mean over batches."""
     net.train()
     total_loss = total_energy = torch.zeros((), device=data.clips.device)  # read once, at the end
     for batch in batches:
-        logits, features = predict(net, data, batch, kept)
+        logits, features = net(data.clips.index_select(0, batch))
         loss = loss_function(logits, data.labels[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -138,33 +130,21 @@ def train_epoch(net, loss_function, optimizer, data, batches, kept=None):
     return total_loss.item() / sum(map(len, batches)), total_energy.item() / len(batches)
 
 
-def predict(net, data, batch, kept=None):
-    """Logits and features of a batch of indices."""
-    if kept is None:
-        return net(data.clips.index_select(0, batch))
-    return net.classify(kept.index_select(0, batch).transpose(-1, -2))
-
-
 @torch.no_grad()
 def fixed_features(data, layer, batch_size):
     """The layer's features of all that is trained and validated on, shape = (n, frames, bands), None without memory.
 
     A window that is not trained gives the same ones in every epoch.
     """
-    device = data.clips.device
-    n_features = len(data.clips) * layer(data.clips[:1]).numel()
-    needed, allowed = n_features * data.clips.element_size(), FEATURE_MEMORY * own_memory(device)
-    if needed > allowed:
-        sizes = f"they need {needed / 2**20:.0f} MiB, a trial may take {allowed / 2**20:.0f} MiB for them"
-        print(f"features are computed anew in every epoch: {sizes}", file=sys.stderr)
+    first = layer(data.clips[:1]).transpose(-1, -2)
+    needed = len(data.clips) * first.nbytes
+    if needed > FEATURE_MEMORY * own_memory(first.device):
+        print(f"features are computed anew in every epoch: no memory for {needed / 2**20:.0f} MiB", file=sys.stderr)
         return None
-    features = None
+    features = first.new_empty(len(data.clips), *first.shape[1:])
     for part in ("train", "valid"):
         for batch in data.splits[part].split(batch_size):
-            batch_features = layer(data.clips.index_select(0, batch)).transpose(-1, -2)
-            if features is None:
-                features = batch_features.new_empty(len(data.clips), *batch_features.shape[1:])
-            features[batch] = batch_features
+            features[batch] = layer(data.clips.index_select(0, batch)).transpose(-1, -2)
     return features
 
 
@@ -176,29 +156,16 @@ def own_memory(device):
 
 
 @torch.no_grad()
-def evaluate(net, loss_function, data, indices, batch_size, kept=None):
+def evaluate(net, loss_function, data, indices, batch_size):
     """Loss and accuracy (0..1), means over the examples of the given indices."""
     net.eval()
     total_loss = total_correct = torch.zeros((), device=data.clips.device)
     for batch in indices.split(batch_size):
         labels = data.labels[batch]
-        logits, _ = predict(net, data, batch, kept)
+        logits, _ = net(data.clips.index_select(0, batch))
         total_loss = total_loss + loss_function(logits, labels) * len(batch)
         total_correct = total_correct + (logits.argmax(dim=1) == labels).sum()
     return total_loss.item() / len(indices), total_correct.item() / len(indices)
-
-
-def random_state(device):
-    """State of the generator that dropout and masks draw from, for set_random_state."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_random_state(state, device):
-    """Takes back what random_state gave."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
 
 
 def check(config):

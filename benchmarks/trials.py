@@ -26,10 +26,10 @@ def start(args):
     """Start of a trial, s: what it takes beyond an empty one of Ray's and beyond its epochs"""
     config = {**search_spaces.time_frequency(1), "init_lambd": 6.38, "trainable": True}
     n = 2 if args.tiny else 8
-    with cluster.private(), tempfile.TemporaryDirectory() as folder:
-        settings = {"save_seconds": 10, "code": "", "logs": ""}
+    with cluster.connected(), tempfile.TemporaryDirectory() as folder:
+        settings = {"save_seconds": 10, "logs": ""}
         experiment = Experiment(folder, "start")
-        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, settings=settings)
+        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, **settings)
         run(do_nothing, {"config": tune.grid_search([{}] * n)})  # workers start
         times = []
         for function, n_epochs in ((do_nothing, 1), (trial, 1), (trial, 3)):
@@ -45,7 +45,7 @@ def copies(args):
     shape = (500 if args.tiny else 10000, 8000)
     clips = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     recordings = datasets.Recordings(clips, np.zeros(len(clips), np.int64), np.arange(len(clips)) % 60 + 1)
-    with cluster.private():
+    with cluster.connected():
         trial = tune.with_parameters(touch, recordings=recordings)
         results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
     for i, result in enumerate(results):

@@ -1,25 +1,24 @@
-"""A run of main.py in a process of its own, to disturb, and what it leaves, to compare."""
+"""A run of main.py in a process of its own, to disturb, and what it leaves, to compare with training without Ray."""
 
-import functools
+import contextlib
 import os
 import subprocess
 import sys
 import time
 
-import pandas as pd
 import psutil
+import torch
 
+import datasets
+import train
 from results import Experiment
-
-CELL = [f"config/{key}" for key in ("seed", "model_name", "init_lambd", "trainable")]
-OF_THE_MOMENT = ["logdir", "time_this_iter_s", "time_total_s"]
 
 
 class Run:
     """An experiment in a results folder of its own, every epoch of whose trials is written."""
 
     def __init__(self, project, results, name, epochs, flags=()):
-        self.project, self.name, self.n_epochs = project, name, epochs
+        self.project, self.name = project, name
         self.results = project.folder / results
         self.folder = self.results / name
         arguments = [f"--name={name}", f"--max_epochs={epochs}", f"--ray_root_dir={self.results}", "--save_seconds=0"]
@@ -56,33 +55,27 @@ class Run:
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
             time.sleep(0.05)
 
-    @functools.cached_property
-    def table(self):
-        """What predict_test.py writes, sorted by cell, what belongs to the moment left out."""
-        command = ["predict_test.py", f"--ray_results_dir={self.results}", f"--dataset_name={self.name}"]
-        result = self.project.run(*command)
-        self.test_output = result.stdout + result.stderr
-        table = pd.read_csv(self.folder / f"{self.name}.csv", index_col=0)
-        return table.sort_values(CELL).reset_index(drop=True).drop(columns=OF_THE_MOMENT)
-
-    def histories(self):
-        """The history of every trial by its key, what belongs to the moment left out."""
-        return {
-            key: [{name: value for name, value in row.items() if name not in OF_THE_MOMENT} for row in state["history"]]
-            for key, state in self.states().items()
-        }
+    def assert_undisturbed(self, recordings=None):
+        """Asserts that every trial is, to the last bit, what train.py makes of its config in one go."""
+        n_threads, states = torch.get_num_threads(), self.states()
+        torch.set_num_threads(1)
+        for key, config in Experiment(self.results, self.name).read_plan().trials.items():
+            state, expected = states[key], trained(config, recordings)
+            for row in state["history"] + expected["history"]:
+                del row["time_this_iter_s"]
+            assert state["finished"] and state["history"] == expected["history"]
+            assert all(torch.equal(state["best_net"][name], value) for name, value in expected["best_net"].items())
+        torch.set_num_threads(n_threads)
 
 
-def workers_of(process):
-    """The processes of a run in which trials train."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [member for member in family if "ImplicitFunc" in " ".join(member.cmdline())]
+def trained(config, recordings=None):
+    """What a trial leaves at its end, trained without Ray."""
+    snapshots = []
+    train.train(config, datasets.load(config, recordings), lambda row, snapshot: snapshots.append(snapshot))
+    return snapshots[-1]()
 
 
-def assert_same(run, reference):
-    """Asserts equal tables and equal histories to the last bit, every epoch once."""
-    pd.testing.assert_frame_equal(run.table, reference.table, check_exact=True)
-    histories = run.histories()
-    assert histories == reference.histories()
-    for history in histories.values():
-        assert [row["training_iteration"] for row in history] == list(range(1, run.n_epochs + 1))
+def is_training(process):
+    """Whether a process is one in which trials train."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "ImplicitFunc" in " ".join(process.cmdline())

@@ -13,10 +13,13 @@ import pytest
 import soundfile
 from conftest import Project
 from ray.cluster_utils import Cluster
-from runs import Run, assert_same
+from runs import Run, is_training
+
+import datasets
 
 pytestmark = pytest.mark.slow
 EPOCHS = 20  # of four trials: they must outlast the start of a worker on the second node
+CLIPS = {"dataset_name": "audio_mnist", "resample_rate": 8000, "n_points": 48000}
 SPACES = """
 
 def spoken(max_epochs):
@@ -57,43 +60,37 @@ def cluster(**node):
         cluster.shutdown()
 
 
-def raylets_of(cluster):
-    """The nodes' processes, which hold the object stores, above living workers that train."""
-    heads = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in cluster.list_all_nodes()]
-    return [head for head in heads if any(map(is_training, head.children()))]
-
-
-def is_training(worker):
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return "ImplicitFunc" in " ".join(worker.cmdline())
-
-
 def test_two_nodes_share_the_trials_and_one_takes_over(project):
-    undisturbed = Run(project, "undisturbed", "spoken", EPOCHS)
-    undisturbed.finish()
     with cluster(num_cpus=1) as nodes:
         second = nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        heads = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes.list_all_nodes()]
         run = Run(project, "two_nodes", "spoken", EPOCHS, ["--ray_address", nodes.address])
         process = run.start()
         deadline = time.monotonic() + 120
-        while len(raylets := raylets_of(nodes)) < 2:  # two trials at a time, each on a node of its own
+        while not all(any(map(is_training, head.children())) for head in heads):  # two at a time, one on each node
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
             time.sleep(0.05)
         run.wait_for_epochs(process, 4)
-        maps = [[part for part in raylet.memory_maps() if "plasma" in part.path] for raylet in raylets]
-        copies = [sum(part.rss for part in parts) / (180 * 48000 * 4) for parts in maps]
-        assert all(1 <= copy < 1.5 for copy in copies), copies
+        for head in heads:  # the object store of a node holds one copy of the recordings
+            mapped = sum(part.rss for part in head.memory_maps() if "plasma" in part.path)
+            assert 1 <= mapped / (180 * 48000 * 4) < 1.5
         nodes.remove_node(second)
-        output = process.communicate(timeout=200)[0]
+        output = process.communicate(timeout=400)[0]
         assert process.returncode == 0, output
-    assert_same(run, undisturbed)
+    run.assert_undisturbed(datasets.recordings_of(CLIPS, project.folder / "data"))
 
 
-def test_a_machine_that_does_not_see_the_results_is_named(project):
+def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_named(project):
     """The second node lives in a mount namespace with an empty folder in the place of the results."""
     results = project.folder / "not_shared"
     results.mkdir()
-    with cluster(num_cpus=1) as nodes:
+    with cluster(num_cpus=4, num_gpus=1) as nodes:
+        run = Run(project, "packing", "packing", 40, ["--ray_address", nodes.address, "--report_seconds=0"])
+        output = run.finish().stdout
+        assert "4 trials at a time, 1 CPUs each" in output
+        assert max(table.count(" runs ") for table in output.split("\n\n")) == 4  # the fifth waits
+        assert len(run.states()) == 6
+
         mount = f"mount -t tmpfs tmpfs {results} && exec ray start --address={nodes.address} --num-cpus=1 --block"
         command = ["unshare", "--mount", "sh", "-c", mount]
         environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
@@ -109,19 +106,9 @@ def test_a_machine_that_does_not_see_the_results_is_named(project):
             for member in [*psutil.Process(node.pid).children(recursive=True), node]:
                 member.kill()
             node.wait()
-    assert result.returncode == 1
     message = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and not list(results.glob("packing/trials/*"))
     assert re.match(rf"main.py: \S+ does not see {results}/packing/experiment\.json: name a --ray_root_dir", message)
-    assert not list(results.glob("packing/trials/*"))
-
-
-def test_quarters_of_a_gpu_pack_and_the_fifth_waits(project):
-    with cluster(num_cpus=4, num_gpus=1) as node:
-        run = Run(project, "packing", "packing", 80, ["--ray_address", node.address, "--report_seconds=0"])
-        output = run.finish().stdout
-    assert "4 trials at a time, 1 CPUs each" in output
-    assert max(table.count(" runs ") for table in output.split("\n\n")) == 4
-    assert len(run.states()) == 6
 
 
 def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
@@ -130,16 +117,14 @@ def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
     try:
         run.wait_for_epochs(process, 1)
         raylet = next(child for child in psutil.Process(process.pid).children() if child.name() == "raylet")
-        address, token = (
-            re.search(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))[1],
-            raylet.environ()["RAY_AUTH_TOKEN"],
-        )
+        address = re.search(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))[1]
         join = f"import ray; ray.init(address='{address}', logging_level='error'); print('joined')"
         mine = os.environ | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+        own = {"RAY_AUTH_TOKEN": raylet.environ()["RAY_AUTH_TOKEN"]}
         strangers = [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}, {}]
         outputs = [
             subprocess.run([sys.executable, "-c", join], env=mine | changes, capture_output=True, text=True).stdout
-            for changes in ({"RAY_AUTH_TOKEN": token}, *strangers)
+            for changes in (own, *strangers)
         ]
         assert ["joined" in output for output in outputs] == [True, False, False, False]
     finally:
@@ -148,8 +133,7 @@ def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
 
 
 def test_no_cluster_there(project):
-    result = project.run(
-        "main.py", "--name=packing", "--ray_address=127.0.0.1:1", check=False, RAY_AUTH_MODE="disabled"
-    )
+    flags = ["--name=packing", "--ray_address=127.0.0.1:1"]
+    result = project.run("main.py", *flags, check=False, RAY_AUTH_MODE="disabled")
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("main.py: --ray_address=127.0.0.1:1: no Ray cluster")

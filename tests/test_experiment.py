@@ -13,8 +13,7 @@ import urllib.request
 
 import pandas as pd
 import pytest
-from conftest import Project
-from test_plan import ORIGINAL, Bomb
+from test_plan import Bomb
 
 import cluster
 import main
@@ -47,12 +46,8 @@ def test_grid_is_trained_tested_and_tabulated(project, tmp_path):
     project.run("predict_test.py", *flags)
     trials = read_table(project)
     assert set(trials) >= ORIGINAL_COLUMNS | {f"config/{key}" for key in search_spaces.time_frequency(2)}
-    assert len(trials) == 4
-    assert trials["test_accuracy"].between(0.2, 1).all()
-    assert set(trials["config/seed"]) == {0}
-    assert set(trials["training_iteration"]) == {2}
-    baseline = trials[~trials["config/trainable"]]
-    assert (baseline["best_lambd_est"] - baseline["config/init_lambd"]).abs().max() < 1e-5
+    assert len(trials) == 4 and trials["test_accuracy"].between(0.2, 1).all()
+    assert set(trials["config/seed"]) == {0} and set(trials["training_iteration"]) == {2}
     for folder, loss in zip(trials["logdir"], trials["loss"], strict=True):  # for TensorBoard
         assert any(name.startswith("events.out.tfevents") for name in os.listdir(folder))
         assert pd.read_csv(os.path.join(folder, "progress.csv"))["loss"].tolist()[-1] == loss
@@ -65,12 +60,8 @@ def test_grid_is_trained_tested_and_tabulated(project, tmp_path):
     tables = project.run("produce_tables.py").stdout
     assert "% esc50: no results yet" in tables and "% tiny: 4 trials" in tables
     rows = re.findall(r"LinearNet & ([\d.]+) & .* & (DSPEC|baseline) & \$([\d.]+)\$", tables)
-    assert [row[:2] for row in rows] == [
-        ("1.3", "DSPEC"),
-        ("1.3", "baseline"),
-        ("31.9", "DSPEC"),
-        ("31.9", "baseline"),
-    ]
+    starts, methods = [row[0] for row in rows], [row[1] for row in rows]
+    assert starts == ["1.3", "1.3", "31.9", "31.9"] and methods == ["DSPEC", "baseline"] * 2
     expected = trials.sort_values(["config/init_lambd", "config/trainable"], ascending=[True, False])["test_accuracy"]
     assert [float(row[2]) for row in rows] == pytest.approx((100 * expected).tolist(), abs=0.051)
 
@@ -84,82 +75,53 @@ def test_finished_experiment_is_left_alone(project):
     train_tiny(project)
     folder = project.folder / "ray_results" / "tiny"
     shutil.rmtree(folder / "ray")
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    before = files_in(folder)
     result = train_tiny(project, PYTHONPATH=folder)  # Ray is not even started
     assert result.stdout == f"tiny: all trials are finished, in {folder}\n"
-    assert before == {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
-    }
+    assert files_in(folder) == before
     refused = train_tiny(project, "--max_epochs=3", check=False)
     assert refused.returncode == 1 and refused.stderr.strip().count("\n") == 0
-    assert "max_epochs: 2 there, 3 now" in refused.stderr and "tiny_2" in refused.stderr
+    assert "max_epochs: 2 there, 3 now" in refused.stderr
+
+
+def files_in(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
-def test_runs_are_added(project):
-    train_tiny(project)
-    assert train_tiny(project, "--num_samples=2").stdout.count(" 1 finished ") == 4
-    project.run("predict_test.py", "--dataset_name=tiny")
-    trials = read_table(project)
-    seeds = trials.groupby(["config/init_lambd", "config/trainable"])["config/seed"].apply(sorted)
-    assert seeds.tolist() == [[0, 1]] * 4
-    plan = json.loads((project.folder / "ray_results" / "tiny" / "experiment.json").read_text())
-    assert [batch["seeds"] for batch in plan["batches"]] == [[0], [1]]
-    for batch in plan["batches"]:
-        assert "main.py --name=tiny" in batch["command"] and batch["versions"]["torch"].startswith("2.11.0")
-        assert batch["hardware"]["cpu_cores"] == os.cpu_count() and batch["git_commit"] and batch["n_trials"] == 4
-
-
-@pytest.mark.slow
-def test_nothing_of_a_results_folder_runs(project):
+def test_runs_are_added_and_nothing_of_a_results_folder_runs(project):
     """With a pickle planted in every file there, each script says a sentence, and a new start trains them anew."""
     train_tiny(project)
     project.run("predict_test.py", "--dataset_name=tiny")
-    copy = project.folder / "planted"
-    shutil.copytree(project.folder / "ray_results" / "tiny", copy / "tiny")
-    plan = (copy / "tiny" / "experiment.json").read_text()
-    for path in copy.rglob("*"):
-        if path.is_file():
-            path.write_bytes(pickle.dumps(Bomb()))
+    folder = project.folder / "ray_results" / "tiny"
+    plan = (folder / "experiment.json").read_text()
+    for path in files_in(folder):
+        path.write_bytes(pickle.dumps(Bomb()))
     commands = {
-        "main.py": ["--name=tiny", "--max_epochs=2", f"--ray_root_dir={copy}"],
-        "predict_test.py": ["--dataset_name=tiny", f"--ray_results_dir={copy}"],
-        "produce_tables.py": [f"--ray_results_dir={copy}"],
-        "produce_figures.py": [f"--ray_results_dir={copy}", "--output_dir=planted_figures"],
+        "main.py": ["--name=tiny", "--max_epochs=2"],
+        "predict_test.py": ["--dataset_name=tiny"],
+        "produce_tables.py": [],
+        "produce_figures.py": ["--output_dir=planted_figures"],
     }
     for script, arguments in commands.items():
         result = project.run(script, *arguments, check=False)
         assert result.returncode == 1 and "unpickled" not in result.stdout + result.stderr, script
-        assert result.stderr.startswith(f"{script}: {copy}") and result.stderr.strip().count("\n") == 0
-    (copy / "tiny" / "experiment.json").write_text(plan)
-    result = project.run("predict_test.py", *commands["predict_test.py"], check=False)
-    n_trials = len(json.loads(plan)["trials"])
-    assert result.stderr.count("is damaged") == n_trials and "no finished trial" in result.stderr.splitlines()[-1]
-    result = project.run("main.py", *commands["main.py"])
-    assert result.stderr.count("its trial is trained anew") == n_trials and "all trials are finished" in result.stdout
-
-
-@pytest.mark.slow
-def test_random_search_space_by_a_name_that_contains_it(project):
-    project.run("main.py", "--name=my_tiny_uniform_3", "--max_epochs=1", "--num_samples=2")
-    project.run("predict_test.py", "--dataset_name=my_tiny_uniform_3")
-    trials = read_table(project, "my_tiny_uniform_3")
-    assert len(trials) == 4
-    assert trials["config/init_lambd"].nunique() == 4 and trials["config/init_lambd"].between(1, 30).all()
-    assert set(trials["config/lr_model"]) <= {1e-3, 1e-2}
-    assert "% my_tiny_uniform_3: 4 trials" in project.run("produce_tables.py").stdout
-
-
-@pytest.mark.slow
-def test_search_spaces_of_the_original_run_unchanged(tmp_path):
-    project = Project(tmp_path / "project")
-    (project.folder / "search_spaces.py").write_text(ORIGINAL)
-    project.run("main.py", "--name=time_frequency", "--max_epochs=1")
-    project.run("predict_test.py", "--dataset_name=time_frequency")
-    assert "% time_frequency: 6 trials" in project.run("produce_tables.py").stdout
-    output = project.run("produce_figures.py").stdout
-    assert all((project.folder / "figures" / f"{name}.png").exists() for name in ("data_example", "convergence"))
-    assert "dmel: skipped" in output
+        assert result.stderr.startswith(f"{script}: {folder.parent}") and result.stderr.strip().count("\n") == 0
+    (folder / "experiment.json").write_text(plan)
+    result = project.run("predict_test.py", "--dataset_name=tiny", check=False)
+    assert result.stderr.count("is damaged") == 4 and "no finished trial" in result.stderr.splitlines()[-1]
+    result = train_tiny(project, "--num_samples=2")
+    assert result.stderr.count("its trial is trained anew") == 4 and "all trials are finished" in result.stdout
+    table = result.stdout.split("\n\n")[-2]
+    assert table.count(" 0 finished ") == table.count(" 1 finished ") == 4  # seeds
+    project.run("predict_test.py", "--dataset_name=tiny")
+    seeds = read_table(project).groupby(["config/init_lambd", "config/trainable"])["config/seed"].apply(sorted)
+    assert seeds.tolist() == [[0, 1]] * 4
+    batches = json.loads((folder / "experiment.json").read_text())["batches"]
+    assert [batch["seeds"] for batch in batches] == [[0], [1]]
+    for batch in batches:
+        assert "main.py --name=tiny" in batch["command"] and batch["versions"]["torch"].startswith("2.11.0")
+        assert batch["hardware"]["cpu_cores"] == os.cpu_count() and batch["git_commit"] and batch["n_trials"] == 4
 
 
 @pytest.fixture(scope="module")
@@ -183,37 +145,34 @@ def bucket(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_results_on_s3_from_training_to_tables(project, bucket):
+def test_a_random_search_space_on_s3_from_training_to_tables(project, bucket):
     uri, keys = bucket
-    flags = ["--max_epochs=1", f"--ray_root_dir={uri}"]
-    failing = project.run("main.py", "--name=tiny_failing", *flags, check=False, **keys)
-    assert failing.returncode == 3 and "FloatingPointError" in failing.stderr
-    project.run("main.py", "--name=tiny", *flags, **keys)
-    again = project.run("main.py", "--name=tiny", *flags, **keys).stdout
-    assert again == "tiny: all trials are finished, in s3://lab/results/tiny\n"
-    outputs = [
-        project.run("predict_test.py", f"--dataset_name={name}", f"--ray_results_dir={uri}", **keys)
-        for name in ("tiny", "tiny_failing")
-    ]
-    assert "left out of 2 trials: 1 failed, 0 not finished" in outputs[1].stdout
-    tables = project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
-    assert "% tiny: 4 trials" in tables and "% tiny_failing: 1 trials, of 2: the others failed" in tables
-    restarted = project.run("main.py", "--name=tiny", *flags, "--restart", **keys).stdout
+    name = "my_tiny_uniform_3"  # it contains that of the search space
+    flags = [f"--name={name}", "--max_epochs=1", f"--ray_root_dir={uri}", "--num_samples=2"]
+    project.run("main.py", *flags, **keys)
+    again = project.run("main.py", *flags, **keys).stdout
+    assert again == f"{name}: all trials are finished, in s3://lab/results/{name}\n"
+    project.run("predict_test.py", f"--dataset_name={name}", f"--ray_results_dir={uri}", "--keep=kept", **keys)
+    trials = pd.read_csv(project.folder / "kept" / name / f"{name}.csv", index_col=0)
+    assert len(trials) == 4
+    assert trials["config/init_lambd"].nunique() == 4 and trials["config/init_lambd"].between(1, 30).all()
+    assert set(trials["config/lr_model"]) <= {1e-3, 1e-2}
+    assert f"% {name}: 4 trials" in project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
+    restarted = project.run("main.py", *flags, "--restart", "--num_samples=1", **keys).stdout
     aside = re.search(r"what was there is now (\S+)", restarted)[1]
     kept = project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
-    assert aside not in kept and "% tiny: no results yet" in kept
+    assert aside not in kept and f"% {name}: no results yet" in kept
 
 
 WRONG = {
     "unknown name": (["--name=esc51"], r"esc51 contains none .*: audio_mnist, .*esc50, time_frequency"),
     "no epochs": (["--name=esc50", "--max_epochs=0"], r"--max_epochs=0 must be 1 or more"),
-    "no runs": (["--name=esc50", "--num_samples=0"], r"--num_samples=0 must be 1 or more"),
     "missing data": (["--name=esc50", "--data_dir=nowhere"], r"no recordings in 'nowhere.*download_data"),
     "results folder": (["--name=time_frequency", "--ray_root_dir=file"], r"cannot write .*file/time_frequency"),
     "results URI": (["--name=time_frequency", "--ray_root_dir=s9://x"], r"cannot use 's9://x' for results"),
     "no name": (["--name=../time_frequency"], r"'../time_frequency' cannot be the name of an experiment"),
-    "too many CPUs": (["--name=time_frequency", "--cpus_per_trial=999"], r"--cpus_per_trial=999 cannot be met"),
-    "no GPU": (["--name=time_frequency", "--gpus_per_trial=0.25"], r"--gpus_per_trial=0.25 cannot be met"),
+    "too many CPUs": (["--name=time_frequency", "--cpus_per_trial=999"], r"has 999 CPUs and 0 GPUs .* 2 CPUs"),
+    "no GPU": (["--name=time_frequency", "--gpus_per_trial=0.25"], r"has 4 CPUs and 0.25 GPUs .*--gpus"),
 }
 
 
@@ -226,9 +185,8 @@ def test_wrong_arguments_are_one_sentence(case, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster.ray, "init", lambda **options: None)
     monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes({"CPU": 2.0}))
     monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=rf"^[^\n]*{message}[^\n]*$"):
         main.main()
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

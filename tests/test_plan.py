@@ -1,16 +1,20 @@
 """What an experiment leaves in its folder: the plan and the trials, whole or refused, without Ray."""
 
 import contextlib
+import copy
+import functools
 import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
-import types
+from unittest import mock
 
 import numpy as np
 import pytest
+import runs
 import torch
 from conftest import EXAMPLES, ROOT
 from hypothesis import given, settings
@@ -43,10 +47,6 @@ def experiment(tmp_path):
     return experiment
 
 
-def one_line(error):
-    return "\n" not in str(error.value) and str(error.value).endswith(".")
-
-
 # The plan
 
 
@@ -63,22 +63,16 @@ def test_a_plan_holds_every_cell_of_every_run_and_grows(experiment):
     assert len(plan.trials) == 18 and {config["seed"] for config in plan.trials.values()} == {0, 1, 5}
 
 
-def test_another_search_space_is_refused(experiment):
-    with pytest.raises(InputError, match=r"batch_size: 128 there, 64 now.*pulses_2") as error:
+def test_another_search_space_and_one_that_cannot_be_trained_are_refused(experiment):
+    with pytest.raises(InputError, match=r"\(batch_size: 128 there, 64 now\): .*--restart"):
         main.extend(experiment.read_plan(), SPACE | {"batch_size": 64}, flags(), experiment)
-    assert one_line(error)
+    with pytest.raises(InputError, match="model_name 'resnet' is not one of"):
+        main.extend(None, SPACE | {"model_name": "resnet"}, flags(), experiment)
 
 
 OTHER_PLANS = {
-    "empty": lambda plan: "",
-    "a list": lambda plan: "[]",
-    "a number": lambda plan: "5",
-    "cut": lambda plan: json.dumps(plan)[:-40],
-    "not UTF-8": lambda plan: b"\xff\xfe\xfa",
     "deep": lambda plan: "[" * 100_000,
     "another version": lambda plan: json.dumps(plan | {"version": 2}),
-    "a missing key": lambda plan: json.dumps({key: value for key, value in plan.items() if key != "trials"}),
-    "a further key": lambda plan: json.dumps(plan | {"note": "mine"}),
     "a config changed": lambda plan: json.dumps(plan).replace('"lr_model": 0.001', '"lr_model": 0.002'),
     "seeds changed": lambda plan: json.dumps(plan).replace('"seeds": [0]', '"seeds": [1]'),
     "an earlier layout": lambda plan: json.dumps({"search_space": {}, "batches": [{"folder": "seeds_0-0"}]}),
@@ -91,7 +85,7 @@ def test_plans_that_are_none(experiment, case):
     experiment.storage.write("pulses/experiment.json", content)
     with pytest.raises(InputError, match=r"experiment\.json cannot be used .*--restart") as error:
         experiment.read_plan()
-    assert one_line(error) and (case != "an earlier layout" or "earlier version" in str(error.value))
+    assert "\n" not in str(error.value) and (case != "an earlier layout" or "earlier version" in str(error.value))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -132,14 +126,10 @@ def test_mutated_search_spaces_are_drawn_or_refused(key, value):
         json.dumps(config)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a..b", "", "a b", "a.", "ä", "-"])
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a..b", "", "a b", "ä"])
 def test_names_stay_inside_the_results(tmp_path, name):
-    if name == "-":
+    with pytest.raises(InputError, match="cannot be the name of an experiment"):
         Experiment(tmp_path, name)
-        return
-    with pytest.raises(InputError, match="cannot be the name of an experiment") as error:
-        Experiment(tmp_path, name)
-    assert one_line(error)
 
 
 def test_restart_helps_where_the_plan_is_damaged(experiment):
@@ -152,9 +142,8 @@ def test_restart_helps_where_the_plan_is_damaged(experiment):
 # Identity
 
 
-def recordings(n=6, labels=None, identity="0" * 64):
-    labels = np.zeros(n, np.int64) if labels is None else labels
-    return datasets.Recordings(np.zeros((n, 10), np.float32), labels, np.arange(n), identity)
+def recordings(n=6, identity="0" * 64):
+    return datasets.Recordings(np.zeros((n, 10), np.float32), np.zeros(n, np.int64), np.arange(n), identity)
 
 
 def test_other_recordings_than_the_plans_are_refused(experiment):
@@ -164,11 +153,8 @@ def test_other_recordings_than_the_plans_are_refused(experiment):
     plan = experiment.read_plan()
     plan.keep_to(recordings(), "esc50", "data")
     for others in (recordings(n=5), recordings(identity="1" * 64)):
-        with pytest.raises(
-            InputError, match=r"esc50 was begun on 6 recordings \(hash 0000.*'elsewhere' has [56]"
-        ) as error:
+        with pytest.raises(InputError, match=r"esc50 was begun on 6 recordings \(hash 0000.*'elsewhere' has [56]"):
             plan.keep_to(others, "esc50", "elsewhere")
-        assert one_line(error)
 
 
 def test_edited_scripts_are_told(experiment, monkeypatch, capsys):
@@ -183,38 +169,12 @@ def test_edited_scripts_are_told(experiment, monkeypatch, capsys):
 # Trials
 
 
-def trained(state=None, stop_after=None):
-    """Trains CONFIG; the last snapshot, after some epochs or at its end."""
-    snapshots = []
-
-    class Stop(Exception):
-        pass
-
-    def report(row, snapshot):
-        snapshots[:] = [snapshot()]
-        if row["training_iteration"] == stop_after:
-            raise Stop
-
-    with contextlib.suppress(Stop):
-        train.train(CONFIG, datasets.load(CONFIG), report, state)
-    return snapshots[0]
+trained_once = functools.cache(lambda: runs.trained(CONFIG))
 
 
-def test_a_trial_that_is_stopped_anywhere_and_read_back_is_the_same(experiment):
-    experiment.write_trial(KEY, trained())
-    whole = experiment.read_trial(KEY)
-    assert whole["finished"] and "optimizer" not in whole and whole["config"] == CONFIG
-    state = None
-    for stop_after in (1, 3, None):
-        experiment.write_trial(KEY, trained(state, stop_after))
-        state = experiment.read_trial(KEY)
-        assert state["finished"] == (stop_after is None)
-        assert [*main.last_reports(experiment, experiment.read_plan())] == ([] if stop_after else [KEY])
-    for row in whole["history"] + state["history"]:
-        del row["time_this_iter_s"]
-    assert whole["history"] == state["history"] and len(state["history"]) == 4
-    assert all(torch.equal(whole["best_net"][name], value) for name, value in state["best_net"].items())
-    assert experiment.storage.list("pulses/trials") == [f"{KEY}.pt"]
+def trained():
+    """What CONFIG's trial leaves at its end."""
+    return copy.deepcopy(trained_once())
 
 
 class Bomb:
@@ -222,20 +182,10 @@ class Bomb:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1  # within a tensor
-    path.write_bytes(content)
-
-
 TRIALS = {
-    "text": lambda path: path.write_text("not a trial"),
     "empty": lambda path: path.write_bytes(b""),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
-    "one bit": flip,
     "a pickle": lambda path: path.write_bytes(pickle.dumps(Bomb())),
     "a pickle in PyTorch's format": lambda path: torch.save(Bomb(), path),
-    "something else": lambda path: torch.save([1, 2, 3], path),
     "without a history": lambda path: torch.save({"config": CONFIG, "finished": True, "best_net": {}}, path),
     "another trial": lambda path: torch.save(torch.load(path) | {"config": CONFIG | {"seed": 1}}, path),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
@@ -250,11 +200,8 @@ def test_a_damaged_trial_hurts_itself_alone(experiment, tmp_path, damage, capsys
         experiment.write_trial(key, {**state, "config": plan.trials[key]})
     path = tmp_path / "results" / "pulses" / "trials" / f"{first}.pt"
     TRIALS[damage](path)
-    with pytest.raises(Damaged, match=rf"trials/{first}\.pt is damaged") as error:
-        experiment.read_trial(first)
-    assert "\n" not in str(error.value)
     assert [*main.last_reports(experiment, plan)] == [second]
-    assert f"{first}.pt is damaged" in (told := capsys.readouterr().err) and "trained anew" in told
+    assert re.fullmatch(rf"warning: \S+trials/{first}\.pt is damaged .*trained anew\n", capsys.readouterr().err)
     if damage != "a folder":
         experiment.write_trial(first, {**state, "config": plan.trials[first]})
         assert [*main.last_reports(experiment, plan)] == [first, second]
@@ -279,7 +226,7 @@ def test_mutated_trials_are_the_same_or_damaged(experiment, tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file(experiment, monkeypatch):
-    experiment.write_trial(KEY, trained(stop_after=1))
+    experiment.write_trial(KEY, trained())
     before = experiment.storage.read(f"pulses/trials/{KEY}.pt")
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
@@ -288,31 +235,21 @@ def test_a_write_that_fails_leaves_the_old_file(experiment, monkeypatch):
     assert experiment.storage.list("pulses/trials") == [f"{KEY}.pt"]
 
 
-@pytest.mark.parametrize("script", ["main.py --name", "predict_test.py --dataset_name"])
-def test_one_process_at_a_time(tmp_path, script):
+def test_one_process_at_a_time(tmp_path):
     experiment = Experiment(tmp_path, "time_frequency")
     plan, _ = main.extend(None, plain(search_spaces.time_frequency(1000)), flags(), experiment)
     experiment.write_plan(plan)
-    script, flag = script.split()
-    folder = "--ray_root_dir" if script == "main.py" else "--ray_results_dir"
     with experiment.alone():
-        command = [sys.executable, ROOT / script, f"{flag}=time_frequency", f"{folder}={tmp_path}"]
-        result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.strip().count("\n") == 0
-    assert result.stderr.startswith(f"{script}: {tmp_path}/time_frequency is in use")
+        for script, name, folder in (
+            ("main.py", "--name", "--ray_root_dir"),
+            ("predict_test.py", "--dataset_name", "--ray_results_dir"),
+        ):
+            command = [sys.executable, ROOT / script, f"{name}=time_frequency", f"{folder}={tmp_path}"]
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 1 and result.stderr.strip().count("\n") == 0
+            assert result.stderr.startswith(f"{script}: {tmp_path}/time_frequency is in use")
     with experiment.alone():  # free again
         pass
-
-
-def test_the_originals_way_of_writing_a_search_space(tmp_path, monkeypatch):
-    (tmp_path / "search_spaces.py").write_text(ORIGINAL)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "search_spaces")
-    space = read_search_space("esc50", 7)
-    configs = draw(space, 0)
-    assert len(configs) == 6 and {config["max_epochs"] for config in configs} == {7}
-    for config in configs:
-        train.check(config)
 
 
 # The layout of the original's file: functions of max_epochs, one dict each, tabs and spaces mixed.
@@ -322,33 +259,26 @@ import numpy as np
 
 def esc50(max_epochs):
     search_space = {
-\t\t'model_name' : 'panns_cnn6',
-        'n_mels' : 64,
-\t'hop_length' : 80,
-        'energy_normalize' : True, 'optimized' : True, 'normalize_window' : False,
-\t\t'augment' : False, 'pretrained' : False,
-        'checkpoint_path' : '/somewhere/else/Cnn6_mAP=0.343.pth',
+\t\t'model_name' : 'panns_cnn6', 'n_mels' : 64,
+\t'hop_length' : 80, 'energy_normalize' : True, 'optimized' : True, 'normalize_window' : False,
+\t\t'augment' : False, 'pretrained' : False, 'checkpoint_path' : '/somewhere/else/Cnn6_mAP=0.343.pth',
         'optimizer_name' : 'adam', 'lr_model' : 1e-4, 'lr_tf' : 1.0, 'batch_size' : 32,
-        'trainable' : tune.grid_search([True, False]),
-        'max_epochs' : max_epochs, 'patience' : 100, 'device' : 'cuda:0',
-        'dataset_name' : 'esc50', 'resample_rate' : 8000,
-        'init_lambd' : tune.grid_search([(8000 * 0.010)/6, (8000 * 0.035)/6, (8000 * 0.300)/6]),
-        'n_points' : 8000 * 5,
+        'trainable' : tune.grid_search([True, False]), 'max_epochs' : max_epochs, 'patience' : 100,
+        'device' : 'cuda:0', 'dataset_name' : 'esc50', 'resample_rate' : 8000, 'n_points' : 8000 * 5,
+        'init_lambd' : tune.grid_search(list(8000 / 6 * np.array([0.010, 0.035, 0.300]))),
     }
     return search_space
-
-def time_frequency(max_epochs):
-\tsigma_ref = 6.38
-\tsearch_space = {
-        'model_name' : 'linear_net', 'hop_length' : 1, 'optimized' : False, 'normalize_window' : False,
-        'optimizer_name' : 'sgd', 'lr_model' : 1e-3, 'lr_tf' : 1.0, 'batch_size' : 128,
-        'trainable' : tune.grid_search([True, False]), 'max_epochs' : max_epochs, 'patience' : 100,
-        'device' : 'cuda:0', 'dataset_name' : 'time_frequency',
-        'init_lambd' : tune.grid_search(list(sigma_ref * np.array([0.2, 1.0, 5.0]))),
-        'n_points' : 128, 'n_samples' : 5000, 'noise_std' : 0.5, 'sigma_ref' : sigma_ref, 'center_offset' : False,
-\t}
-\treturn search_space
 """
+
+
+def test_the_originals_way_of_writing_a_search_space(tmp_path, monkeypatch):
+    (tmp_path / "search_spaces.py").write_text(ORIGINAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "search_spaces")
+    configs = draw(read_search_space("esc50", 7), 0)
+    assert len(configs) == 6 and {config["max_epochs"] for config in configs} == {7}
+    for config in configs:
+        train.check(config)
 
 
 def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
@@ -362,30 +292,28 @@ def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
 # What main.py does around trials, without Ray
 
 
-@pytest.mark.parametrize("lacked_memory", [False, True])
-def test_too_little_memory_for_features_is_told(experiment, monkeypatch, capsys, lacked_memory):
+def test_too_little_memory_for_features_is_told(experiment, monkeypatch, capsys):
     plan = experiment.read_plan()
 
-    def fit(trial, configs, experiment, *rest):
+    def fit(*inputs):
         for key, config in plan.trials.items():
             row = {"lacked_memory": lacked_memory}
             experiment.write_trial(key, {"config": config, "history": [row], "finished": True, "best_net": {}})
         return []
 
-    monkeypatch.setattr(cluster, "private", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
     monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
     monkeypatch.setattr(cluster, "fit", fit)
-    monkeypatch.setattr("ray.tune.with_parameters", lambda trial, **objects: trial)
     monkeypatch.setattr(sys, "argv", ["main.py", "--name=pulses"])
-    main.train_trials(experiment, plan, False, {}, main.parse_args())
-    assert ("Too little memory to keep the features" in capsys.readouterr().out) == lacked_memory
+    for lacked_memory in (False, True):
+        main.train_trials(experiment, plan, False, {}, main.parse_args())
+        assert ("Too little memory to keep the features" in capsys.readouterr().out) == lacked_memory
 
 
 def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
     """Epochs take 1/8 s: a write of 1/64 s may come every 50/64 s, so each seventh epoch, if always wished."""
-    context = types.SimpleNamespace(
-        get_trial_resources=lambda: types.SimpleNamespace(required_resources={"CPU": 1}), get_trial_dir=lambda: "log"
-    )
+    context = mock.MagicMock(**{"get_trial_dir.return_value": "log"})
+    context.get_trial_resources.return_value.required_resources = {"CPU": 1}
     monkeypatch.setattr("ray.tune.get_context", lambda: context)
     monkeypatch.setattr("ray.tune.report", lambda row: None)
     now, written = [0.0], []
@@ -402,9 +330,8 @@ def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
     monkeypatch.setattr(experiment, "write_trial", write_trial)
     monkeypatch.setattr(main.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(train, "train", trained_slowly)
-    settings = {"save_seconds": 0, "code": "", "logs": ""}
-    main.run_trial({"config": CONFIG}, None, experiment, settings)
+    main.run_trial({"config": CONFIG}, None, experiment, save_seconds=0, logs="")
     assert written == [1, 8, 15, 22, 29, 30]
     written.clear()
-    main.run_trial({"config": CONFIG}, None, experiment, settings | {"save_seconds": 2})
+    main.run_trial({"config": CONFIG}, None, experiment, save_seconds=2, logs="")
     assert written == [16, 30]

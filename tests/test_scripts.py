@@ -38,57 +38,24 @@ def repositories(tmp_path_factory):
     return urls
 
 
-@pytest.mark.parametrize("source", ["git", "folder"])
-def test_download_from_git_and_from_a_folder(project, repositories, tmp_path, source):
-    urls = repositories
-    if source == "folder":
-        urls = {variable: url.removeprefix("file://").removesuffix(".git") for variable, url in repositories.items()}
-    output = project.run("download_data.sh", DATA_DIR=tmp_path / "data", **urls).stdout
-    assert "esc50: 40 clips of 5 s" in output and "audio_mnist: 240 clips of 1 s" in output
-    for name in ("esc50", "audio_mnist"):
-        assert len(list((tmp_path / "data" / name).glob("*.npy"))) == 1
-    again = project.run("download_data.sh", DATA_DIR=tmp_path / "data", ESC50_URL="nowhere", AUDIO_MNIST_URL="nowhere")
-    for name in ("esc50", "audio_mnist"):  # once is enough
-        assert f"{name}: in {tmp_path / 'data' / name} already\n" in again.stdout
-
-
-@pytest.mark.parametrize("url", ["file:///nowhere.git", "/nowhere"])
-def test_download_that_fails_leaves_nothing(project, repositories, tmp_path, url):
-    urls = repositories | {"ESC50_URL": url}
-    result = project.run("download_data.sh", check=False, DATA_DIR=tmp_path / "data", **urls)
-    assert result.returncode != 0
-    message = result.stderr.strip()
-    assert message.count("\n") == 0 and "esc50 could not be fetched from" in message
-    assert all(word in message for word in ("doit.sh quick", "ESC50_URL", "AUDIO_MNIST_URL"))
-    assert not (tmp_path / "data").exists()
-
-
-def test_download_of_something_else_leaves_nothing(project, repositories, tmp_path):
-    swapped = {"ESC50_URL": repositories["AUDIO_MNIST_URL"]}
-    result = project.run("download_data.sh", "esc50", check=False, DATA_DIR=tmp_path / "data", **swapped)
-    assert result.returncode != 0 and "it has no meta/esc50.csv" in result.stderr
-    assert os.listdir(tmp_path / "data") == []
-
-
 @pytest.mark.slow
 def test_whole_reproduction(project, repositories):
     names = {"audio_mnist": 6, "esc50": 6, "tiny_folds": 2}
     settings = repositories | {"MAX_EPOCHS": 1, "EXPERIMENTS": " ".join(names), "RAY_RESULTS_DIR": "results"}
     output = project.run("doit.sh", **settings).stdout
     assert "Needs: " in output and "there is no CUDA device" in output
+    assert "esc50: 40 clips of 5 s" in output and "audio_mnist: 240 clips of 1 s" in output
     for name, n_trials in names.items():
         table = project.folder / "results" / name / f"{name}.csv"
-        trials = pd.read_csv(table, index_col=0)
-        assert len(trials) == n_trials
-        assert trials["test_accuracy"].between(0, 1).all()
+        assert len(pd.read_csv(table)) == n_trials
         assert f"results/{name}/{name}.csv" in output
     tables = (project.folder / "results" / "tables.txt").read_text()
     assert tables in output
     assert "| CNN6 | 35 ms |" in tables and "| LNet | 300 ms |" in tables and "Claims of the paper" in tables
     figures = {path.stem for path in (project.folder / "results" / "figures").glob("*.png")}
     assert figures == {"dmel", "accuracy", "convergence", "time_complexity", "before_after"}  # no time_frequency here
-    again = project.run("doit.sh", **settings | {"EXPERIMENTS": "esc50"}).stdout
-    assert "esc50: all trials are finished" in again and "init_lambd" not in again
+    again = project.run("doit.sh", **settings | {"EXPERIMENTS": "esc50", "ESC50_URL": "nowhere"}).stdout
+    assert "esc50: in " in again and "esc50: all trials are finished" in again and "init_lambd" not in again
     assert (project.folder / "results" / "tables.txt").read_text() == tables
 
 
@@ -133,25 +100,28 @@ def stand_in(folder, name, text):
 
 
 PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11", "python")
-OLD_PYTHON = 'case "$*" in --version) echo "Python 3.9.2" ;; *) exit 1 ;; esac'
 
 
-def test_only_an_older_python_is_said_in_one_sentence(tmp_path):
+@pytest.fixture
+def old_pythons(tmp_path):
+    """A PATH whose Pythons are too old."""
     for name in PYTHONS:
-        stand_in(tmp_path / "bin", name, OLD_PYTHON)
-    result = environment_script(tmp_path, PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+        stand_in(tmp_path / "bin", name, 'case "$*" in --version) echo "Python 3.9.2" ;; *) exit 1 ;; esac')
+    return f"{tmp_path / 'bin'}:/usr/bin:/bin"
+
+
+def test_only_an_older_python_is_said_in_one_sentence(tmp_path, old_pythons):
+    result = environment_script(tmp_path, PATH=old_pythons)
     assert result.returncode != 0
     assert "needs Python 3.11, 3.12, 3.13 or 3.14, and here is Python 3.9.2" in result.stderr
     assert result.stderr.strip().count("\n") == 0 and not (tmp_path / ".venv").exists()
 
 
-def test_uv_brings_a_python_where_none_is_new_enough(tmp_path):
-    for name in PYTHONS:
-        stand_in(tmp_path / "bin", name, OLD_PYTHON)
+def test_uv_brings_a_python_where_none_is_new_enough(tmp_path, old_pythons):
     stand_in(tmp_path / "bin", "new_python", "echo Python 3.13.0")
     uv = f'for target; do :; done; mkdir -p "$target/bin"; cp {tmp_path}/bin/new_python "$target/bin/python"'
     stand_in(tmp_path / "bin", "uv", f'{uv}; echo "$*" >"$HOME/uv"')
-    result = environment_script(tmp_path, PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    result = environment_script(tmp_path, PATH=old_pythons)
     assert result.returncode == 0, result.stderr
     assert f"chosen {tmp_path}/.venv/bin/python" in result.stdout
     assert (tmp_path / "uv").read_text().strip() == f"venv --quiet --clear --seed --python 3.13 {tmp_path}/.venv"
@@ -184,13 +154,18 @@ def test_environment_is_made_once_and_again_when_requirements_change(tmp_path):
 
 @pytest.mark.slow
 def test_failed_trials_do_not_stop_the_rest_and_results_can_lie_at_a_uri(project, tmp_path):
+    temporary = tmp_path / ("long" * 15)  # where Ray's sockets would not fit
+    temporary.mkdir()
     settings = {"EXPERIMENTS": "tiny_failing tiny", "MAX_EPOCHS": 1, "RAY_RESULTS_DIR": f"file://{tmp_path}/results"}
-    result = project.run("run_experiments.sh", check=False, **settings)
+    result = project.run("run_experiments.sh", "--max_failures=1", check=False, TMPDIR=temporary, **settings)
     assert result.returncode == 3
-    assert "main.py: 1 trials of tiny_failing failed" in result.stderr
+    (message,) = (line for line in result.stderr.splitlines() if line.startswith("main.py:"))
+    reason = "FloatingPointError: epoch 1: training loss"
+    assert f"1 trials of tiny_failing failed: {reason}" in message and "'lr_model': 1e+38" in message
+    (told,) = (tmp_path / "results" / "tiny_failing" / "trials").glob("*.txt")
+    assert reason in told.read_text()
     assert "tiny: all trials are finished" in result.stdout
     output = project.run("run_test_predictions.sh", **settings).stdout
     assert "tiny_failing: left out of 2 trials: 1 failed, 0 not finished" in output
     tables = project.run("produce_tables.py", "--ray_results_dir", settings["RAY_RESULTS_DIR"]).stdout
     assert "% tiny: 4 trials" in tables and "% tiny_failing: 1 trials, of 2: the others failed" in tables
-    assert len(pd.read_csv(tmp_path / "results" / "tiny" / "tiny.csv")) == 4
