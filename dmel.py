@@ -208,7 +208,7 @@ def transform(x: Tensor, settings: Settings, window: Tensor, derivative: Any = N
             features = features_of(padded, window.unsqueeze(0), settings)[0]
         elif torch._C._are_functorch_transforms_active():  # torch.func hides what needs a gradient
             features = features_of(padded, _Known.apply(window, derivative, lambd).unsqueeze(0), settings)[0]
-        elif torch.is_grad_enabled() and padded.requires_grad:
+        elif padded.requires_grad:
             features = _Recomputed.apply(padded, _Known.apply(window, derivative, lambd).unsqueeze(0), settings)
         elif torch.is_grad_enabled() and lambd.requires_grad:
             features = _Known.apply(*in_blocks(padded, torch.stack([window, 2 * derivative]), settings), lambd)

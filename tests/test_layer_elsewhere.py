@@ -59,7 +59,9 @@ def test_torch_func_equals_autograd(functions, transform):
     loss_of_all = sum(loss(layer.lambd, clip) for clip in clips)
     gradients = torch.autograd.grad(loss_of_all, (layer.lambd, clips))
     torch.testing.assert_close(gradients, (in_lambd.sum(), in_clips))
+    cached = dmel.mel_filters(64, False, dmel.MEL_GROUPS, (lambd.device, lambd.dtype), 6, 1000, 0.0, None, None, "htk")
     assert dmel.mel_filters.cache_info().misses == 1
+    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(weights) for _, _, weights in cached)
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
@@ -113,6 +115,7 @@ def test_meta_device():
     with torch.device("meta"):
         network, other = small_network().half(), small_network()
     assert network[0].lambd.is_meta and "lambd=meta" in repr(network) and network[0].lambd.dtype == torch.float32
+    assert small_dmel().to("meta", torch.float16).lambd.is_meta
     clips, fresh = torch.randn(2, 300), small_network()
     network.to_empty(device="cpu")
     with torch.no_grad():
