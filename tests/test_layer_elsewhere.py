@@ -136,13 +136,12 @@ def test_copies_and_pickles():
 
 def test_zero_padded_batch():
     layer, clips = small_dmel(remove_mean=False), [torch.randn(300) + 1, torch.randn(220) - 2]
-    centred = [clip - clip.mean() for clip in clips]
-    features = layer(nn.utils.rnn.pad_sequence(centred, batch_first=True))
+    features = layer(nn.utils.rnn.pad_sequence([clip - clip.mean() for clip in clips], batch_first=True))
+    careless = small_dmel()(nn.utils.rnn.pad_sequence(clips, batch_first=True))
     for whole, clip in zip(features, clips, strict=True):
         alone = small_dmel()(clip)
         torch.testing.assert_close(whole[:, : alone.shape[1]], alone, rtol=1e-4, atol=1e-4)
-    careless = small_dmel()(nn.utils.rnn.pad_sequence(clips, batch_first=True))
-    assert not torch.allclose(careless[1, :, :12], small_dmel()(clips[1]), atol=0.1)
+    assert not torch.allclose(careless[1, :, :12], alone, atol=0.1)
 
 
 def loss_of(network, clips):
@@ -199,25 +198,21 @@ def test_lightning(tmp_path):
     class Classifier(pytorch_lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.layer, self.head, self.lambds = small_dmel(46.7), nn.Sequential(nn.Flatten(), nn.Linear(96, 4)), []
+            self.layer, self.head = small_dmel(46.7), nn.Sequential(nn.Flatten(), nn.Linear(96, 4))
 
         def training_step(self, batch, _):
-            self.lambds.append(self.layer.lambd.item())
             self.log("window_ms", 1000 * self.layer.window_length)
             return nn.functional.cross_entropy(self.head(self.layer(batch[0])), batch[1])
 
         def configure_optimizers(self):
             return torch.optim.AdamW(parameter_groups(self, lr_lambd=0.5), lr=1e-4)
 
-    module = Classifier()
-    data = torch.utils.data.TensorDataset(torch.randn(8, 300), torch.arange(8) % 4)
+    module, data = Classifier(), torch.utils.data.TensorDataset(torch.randn(2, 300), torch.arange(2))
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pytorch_lightning.Trainer(max_steps=4, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer = pytorch_lightning.Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
-    assert len(module.lambds) == 4
-    assert abs(module.lambds[1] - module.lambds[0]) == pytest.approx(0.5, abs=1e-3)
-    assert trainer.callback_metrics["window_ms"].item() == pytest.approx(6 * module.lambds[-1], rel=1e-6)  # at 1 kHz
-    assert not list(tmp_path.iterdir())
+    assert abs(module.layer.lambd.item() - 46.7) == pytest.approx(0.5, abs=1e-3)
+    assert trainer.callback_metrics["window_ms"].item() == pytest.approx(6 * 46.7, rel=1e-6)  # at 1 kHz
 
 
 class Several(nn.Module):
