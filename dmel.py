@@ -14,6 +14,7 @@ differentiable log-Mel spectrogram as a trainable layer in neural networks", ICA
 import functools
 import math
 import warnings
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -98,70 +99,58 @@ def mel_filters(n_fft: int, continuous: bool, n_groups: int, target: Any, *setti
     return groups
 
 
-def features_of(padded: Tensor, windows: Tensor, memory: Any, n_fft: int, hop: int, filters: Any, *logs: bool) -> Any:
-    """Features of padded clips under a window w and, where windows holds 2·dw/dλ too, their derivative in λ, in a list.
+# What turns clips into features beside the window, whose length is in samples. filters: of mel_filters, or None.
+Settings = namedtuple("Settings", "n_fft length hop_length remove_mean filters log zero_floor")
+
+
+def features_of(padded: Tensor, windows: Tensor, settings: Settings, memory: Any = None) -> list[Tensor]:
+    """Features of padded clips under a window w and, where windows holds 2·dw/dλ too, their derivative in λ.
 
     padded: shape = (clips, samples). windows: shape = (1 or 2, length). memory: tensor to work in, None for autograd.
-    filters: of mel_filters, None for the power itself. logs: log and zero_floor, as DMEL's. Each result has the shape
-    (clips · frames, bands).
+    Each result has the shape (clips, frames, bands).
     """
-    frames = padded.unfold(-1, windows.shape[-1], hop)  # a view, (clips, frames, length)
+    frames = padded.unfold(-1, settings.length, settings.hop_length)  # a view, (clips, frames, length)
     windowed = torch.mul(frames, windows[:, None, None], out=None if memory is None else memory.resize_(0))
-    spectra = torch.fft.rfft(windowed, n_fft).flatten(1, 2)  # (windows, clips · frames, bins)
+    spectra = torch.fft.rfft(windowed, settings.n_fft)  # (windows, clips, frames, bins)
     parts = torch.view_as_real(spectra).flatten(-2)  # real and imaginary parts interleaved
-    for part in parts.unbind()[::-1] if memory is not None else ():  # in place, S itself last
-        part *= parts[0]
-    products = parts * parts[:1] if memory is None else parts  # of |S|² and 2 Re(conj(S)·dS/dλ), still to be added
-    if filters is None:
-        values, *derivatives = (products[..., ::2] + products[..., 1::2]).unbind()
+    # The terms of |S|² and of 2 Re(conj(S)·dS/dλ), still to be added, in the memory that windowed no longer needs.
+    products = torch.mul(parts, parts[:1], out=None if memory is None else memory.resize_(0))
+    if settings.filters is None:
+        bands = products[..., ::2] + products[..., 1::2]
     else:
-        bands = [products[..., first:last] @ weights for first, last, weights in filters]
-        values, *derivatives = torch.cat(bands, dim=-1).unbind()
-    log, zero_floor = logs
-    if not log:
+        bands = torch.cat([products[..., first:last] @ weights for first, last, weights in settings.filters], dim=-1)
+    values, *derivatives = bands.unbind()
+    if not settings.log:
         return [values, *derivatives]
     floored = values + (values.new_full((1,), LOG_FLOOR) if torch.compiler.is_compiling() else LOG_FLOOR)
     derivatives = [derivative.div_(floored) for derivative in derivatives]
-    return [(values / LOG_FLOOR).log1p_() if zero_floor else floored.log_(), *derivatives]
+    return [(values / LOG_FLOOR).log1p_() if settings.zero_floor else floored.log_(), *derivatives]
 
 
-def blocks(padded: Tensor, length: int, n_fft: int, hop: int) -> Iterator[tuple[slice, tuple[slice, slice]]]:
-    """Rows, of clips · frames, and the part of padded clips they come from, for blocks that stay in the caches."""
-    n_clips, n_frames = len(padded), (padded.shape[-1] - length) // hop + 1
-    per_block = max(1, (CPU_BLOCK * torch.get_num_threads() if padded.is_cpu else GPU_BLOCK) // (2 * n_fft))  # frames
+def blocks(padded: Tensor, settings: Settings) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Blocks of (clips, frames) that stay in the caches, each with the part of the padded clips it comes from."""
+    n_clips, n_frames, _ = padded.unfold(-1, settings.length, settings.hop_length).shape
+    per_block = max(1, (CPU_BLOCK * torch.get_num_threads() if padded.is_cpu else GPU_BLOCK) // (2 * settings.n_fft))
     frame_step = math.ceil(n_frames / math.ceil(n_frames / per_block))  # equal blocks, not a small last one
-    for clip in range(0, n_clips, clip_step := max(1, per_block // n_frames)):
+    clip_step = max(1, per_block // n_frames)
+    for clip in range(0, n_clips, clip_step):
+        clips = slice(clip, clip + clip_step)
         for first in range(0, n_frames, frame_step):
-            last, last_clip = min(first + frame_step, n_frames), min(clip + clip_step, n_clips) - 1
-            part = slice(clip, clip + clip_step), slice(first * hop, (last - 1) * hop + length)
-            yield slice(clip * n_frames + first, last_clip * n_frames + last), part
+            last = min(first + frame_step, n_frames)
+            samples = slice(first * settings.hop_length, (last - 1) * settings.hop_length + settings.length)
+            yield (clips, slice(first, last)), (clips, samples)
 
 
 @torch.no_grad()
-def in_blocks(padded: Tensor, windows: Tensor, n_fft: int, hop: int, filters: Any, *logs: bool) -> list[Tensor]:
+def in_blocks(padded: Tensor, windows: Tensor, settings: Settings) -> list[Tensor]:
     """features_of, block by block, all in one piece of memory: what a block works on has to stay in the caches."""
-    n_rows = len(padded) * ((padded.shape[-1] - windows.shape[-1]) // hop + 1)
-    n_bands = sum(weights.shape[1] for *_, weights in filters) if filters else n_fft // 2 + 1
-    results, memory = [padded.new_empty(n_rows, n_bands) for _ in windows], padded.new_empty(0)
-    for rows, part in blocks(padded, windows.shape[-1], n_fft, hop):
-        computed = features_of(padded[part], windows, memory, n_fft, hop, filters, *logs)
-        for result, values in zip(results, computed, strict=True):
-            result[rows] = values
+    n_bands = sum(weights.shape[1] for *_, weights in settings.filters) if settings.filters else settings.n_fft // 2 + 1
+    shape = *padded.unfold(-1, settings.length, settings.hop_length).shape[:2], n_bands
+    results, memory = [padded.new_empty(shape) for _ in windows], padded.new_empty(0)
+    for block, part in blocks(padded, settings):
+        for result, values in zip(results, features_of(padded[part], windows, settings, memory), strict=True):
+            result[block] = values
     return results
-
-
-def tied_features(padded: Tensor, lambd: Tensor, length: int, normalize: bool, *settings: Any) -> Tensor:
-    """features_of padded clips, tied to lambd and to the clips where these need a gradient."""
-    window, derivative = gaussian_window(lambd.detach(), length, normalize)
-    transformed = torch._C._are_functorch_transforms_active()  # by torch.func, which hides what needs a gradient
-    if transformed or (torch.is_grad_enabled() and padded.requires_grad):
-        windows = _Known.apply(window, derivative, lambd).unsqueeze(0)
-        if transformed:
-            return features_of(padded, windows, None, *settings)[0]
-        return _Recomputed.apply(padded, windows, *settings)
-    tracked = torch.is_grad_enabled() and lambd.requires_grad
-    features = in_blocks(padded, torch.stack([window, 2 * derivative] if tracked else [window]), *settings)
-    return _Known.apply(*features, lambd) if tracked else features[0]
 
 
 class _Known(torch.autograd.Function):
@@ -172,7 +161,6 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.mark_dirty(inputs[0])  # returned itself, not a copy
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
@@ -180,8 +168,7 @@ class _Known(torch.autograd.Function):
         derivative, lambd = ctx.saved_tensors
         if derivative is None:
             raise RuntimeError("DMEL has no second derivative in lambd: its first one cannot be differentiated in it.")
-        if torch.is_grad_enabled():  # create_graph=True
-            derivative = _Known.apply(derivative.clone(), None, lambd)
+        derivative = _Known.apply(derivative, None, lambd)  # for create_graph=True
         return None, None, torch.dot(gradient.flatten(), derivative.flatten())
 
 
@@ -189,43 +176,49 @@ class _Recomputed(torch.autograd.Function):
     """Features without a graph: backward computes each block once more."""
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, windows: Tensor, *settings: Any) -> Tensor:
+    def forward(ctx: Any, padded: Tensor, windows: Tensor, settings: Settings) -> Tensor:
         ctx.save_for_backward(padded, windows)
         ctx.settings = settings
-        return in_blocks(padded, windows, *settings)[0]
+        return in_blocks(padded, windows, settings)[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (padded, windows), again = ctx.saved_tensors, torch.is_grad_enabled()
         of_padded, of_windows = torch.zeros_like(padded), torch.zeros_like(windows)
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
-            for rows, part in blocks(padded, windows.shape[-1], *ctx.settings[:2]):
+            for block, part in blocks(padded, ctx.settings):
                 sources = [padded[part], windows] if windows.requires_grad else [padded[part]]
-                (features,) = features_of(sources[0], windows, None, *ctx.settings)
-                of_part, *of_window = torch.autograd.grad(features, sources, gradient[rows], create_graph=again)
+                features = features_of(sources[0], windows, ctx.settings)
+                of_part, *of_window = torch.autograd.grad(features, sources, [gradient[block]], create_graph=again)
                 of_padded[part] += of_part
                 of_windows += sum(of_window)
-        return of_padded, of_windows, *(None for _ in ctx.settings)
+        return of_padded, of_windows, None
 
 
-class _FrontEnd(nn.Module):
-    # Stays in float32 where a network is cast to half precision: there λ could not move.
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        return super()._apply(lambda old: new if (new := fn(old)).itemsize >= 4 else old.to(new.device), recurse)
+def transform(x: Tensor, settings: Settings, window: Tensor, derivative: Any = None, lambd: Any = None) -> Tensor:
+    """Features of clips x, shapes as the layer's, tied to lambd and to the clips where these need a gradient.
 
-    def _transform(self: Any, x: Tensor, dtype: torch.dtype, n_fft: int, length: int, rows_of: Any) -> Tensor:
-        """Features of clips x; rows_of computes them from padded clips, shape = (clips · frames, bands)."""
-        with torch.autocast(x.device.type, enabled=False):
-            clips = x.reshape(-1, x.shape[-1]).to(dtype)
-            clips = clips - clips.mean(dim=-1, keepdim=True) if self.remove_mean else clips
-            left = n_fft // 2 - (n_fft - length) // 2  # torch.stft centres a window in its frame of n_fft points
-            rows = rows_of(nn.functional.pad(clips, (left, length - left)))
-        features = rows.reshape(*x.shape[:-1], x.shape[-1] // self.hop_length + 1, rows.shape[-1])
-        return features.transpose(-1, -2).to(x.dtype)
+    window, derivative: of gaussian_window; without derivative the window is a constant, and the rest can be exported.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        clips = x.reshape(-1, x.shape[-1]).to(window.dtype)
+        clips = clips - clips.mean(dim=-1, keepdim=True) if settings.remove_mean else clips
+        padded = nn.functional.pad(clips, ((settings.length + 1) // 2, settings.length // 2))
+        if derivative is None:
+            features = features_of(padded, window.unsqueeze(0), settings)[0]
+        elif torch._C._are_functorch_transforms_active():  # torch.func hides what needs a gradient
+            features = features_of(padded, _Known.apply(window, derivative, lambd).unsqueeze(0), settings)[0]
+        elif torch.is_grad_enabled() and padded.requires_grad:
+            features = _Recomputed.apply(padded, _Known.apply(window, derivative, lambd).unsqueeze(0), settings)
+        elif torch.is_grad_enabled() and lambd.requires_grad:
+            features = _Known.apply(*in_blocks(padded, torch.stack([window, 2 * derivative]), settings), lambd)
+        else:
+            features = in_blocks(padded, window.unsqueeze(0), settings)[0]
+    return features.reshape(*x.shape[:-1], *features.shape[1:]).transpose(-1, -2).to(x.dtype)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DifferentiableSpectrogram(_FrontEnd):
+class DifferentiableSpectrogram(nn.Module):
     """Power spectrogram |STFT|² with a trainable Gaussian window.
 
     Input shape = (..., time), floating point; output shape = (..., n_fft//2 + 1, time//hop_length + 1), of its dtype,
@@ -260,31 +253,31 @@ class DifferentiableSpectrogram(_FrontEnd):
             raise RuntimeError("a trace would keep the FFT size of the present λ: trace layer.frozen() instead.")
         if not x.is_floating_point() or x.ndim == 0 or x.shape[-1] == 0:
             raise ValueError(f"clips must be floating point of shape (..., time), not {x.dtype} of {tuple(x.shape)}.")
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        n_fft, length = self._sizes(x.shape[-1])
-        settings = n_fft, self.hop_length, *self._bands(n_fft, MEL_GROUPS, x.device, dtype)
-        window = self.lambd.to(dtype), length, self.normalize_window
-        return self._transform(x, dtype, n_fft, length, lambda padded: tied_features(padded, *window, *settings))
+        lambd = self.lambd.to(torch.promote_types(x.dtype, torch.float32))
+        settings = self._settings(x.shape[-1], MEL_GROUPS, x.device, lambd.dtype)
+        return transform(x, settings, *gaussian_window(lambd.detach(), settings.length, self.normalize_window), lambd)
 
     def frozen(self, n_samples: int | None = None) -> "Frozen":
         """The layer with the window of the present λ, for export. n_samples: clip length, with optimized=False."""
         if not self.optimized and n_samples is None:
             raise ValueError("n_samples is missing: with optimized=False the window is as long as the clips.")
-        return Frozen(self, *self._sizes(n_samples or 2**61))
+        return Frozen(self, n_samples or 2**61)
 
     def extra_repr(self: Any) -> str:
-        names = [f.name for f in fields(self) if f.name != "init_lambd" and getattr(self, f.name) != f.default]
+        settings = [(f, getattr(self, f.name)) for f in fields(self) if f.name != "init_lambd"]
         present = "meta" if self.lambd.is_meta else f"{self.lambd.item():.4g}"
         if isinstance(self, DMEL) and not self.lambd.is_meta:
             present += f" ({1000 * self.window_length:.4g} ms)"
-        return ", ".join([*(f"{name}={getattr(self, name)!r}" for name in names), f"lambd={present}"])
+        return ", ".join([*(f"{f.name}={value!r}" for f, value in settings if value != f.default), f"lambd={present}"])
 
-    def _sizes(self, n_samples: int) -> tuple[int, int]:
-        n_fft = fft_size(self.lambd, n_samples) if self.optimized else 2 * n_samples
-        return n_fft, n_fft if self.optimized else n_samples
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Stays in float32 where a network is cast to half precision: there λ could not move.
+        return nn.Module._apply(self, lambda t: new if (new := fn(t)).itemsize >= 4 else t.to(new.device), recurse)
 
-    def _bands(self, n_fft: int, n_groups: int, *target: Any) -> tuple[Any, bool, bool]:
-        return None, False, False
+    def _settings(self, n_samples: int, n_groups: int, *target: Any) -> Settings:
+        length = fft_size(self.lambd, n_samples) if self.optimized else n_samples
+        n_fft = length if self.optimized else 2 * length
+        return Settings(n_fft, length, self.hop_length, self.remove_mean, filters=None, log=False, zero_floor=False)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -321,28 +314,31 @@ class DMEL(DifferentiableSpectrogram):
         """FFT size N of the adaptive mode for the present λ, where the clip is long enough for it."""
         return fft_size(self.lambd)
 
-    def _bands(self, n_fft: int, n_groups: int, *target: Any) -> tuple[Any, bool, bool]:
+    def _settings(self, n_samples: int, n_groups: int, *target: Any) -> Settings:
+        settings = super()._settings(n_samples, n_groups, *target)
         bank = self.n_mels, self.sample_rate, self.f_min, self.f_max, self.norm, self.mel_scale
-        return mel_filters(n_fft, self.continuous, n_groups, target, *bank), self.log, self.zero_floor
+        filters = mel_filters(settings.n_fft, self.continuous, n_groups, target, *bank)
+        return settings._replace(filters=filters, log=self.log, zero_floor=self.zero_floor)
 
 
-class Frozen(_FrontEnd):
+class Frozen(nn.Module):
     """A layer with a fixed window. Only clips of N/4 samples or fewer differ: the layer itself shortens N for them."""
 
-    def __init__(self, layer: DifferentiableSpectrogram, n_fft: int, length: int) -> None:
+    _apply: Any = DifferentiableSpectrogram._apply
+
+    def __init__(self, layer: DifferentiableSpectrogram, n_samples: int) -> None:
         super().__init__()
-        lambd = layer.lambd.detach()
-        self.hop_length, self.remove_mean, self.sizes = layer.hop_length, layer.remove_mean, (n_fft, length)
-        self.register_buffer("window", gaussian_window(lambd, length, layer.normalize_window)[0].unsqueeze(0))
-        filters, *self.logs = layer._bands(n_fft, 1, lambd.device, lambd.dtype)
-        self.range, weights = (filters[0][:2], filters[0][2]) if filters else (None, None)
+        settings = layer._settings(n_samples, 1, layer.lambd.device, layer.lambd.dtype)
+        window, _ = gaussian_window(layer.lambd.detach(), settings.length, layer.normalize_window)
+        *self.range, weights = settings.filters[0] if settings.filters else (None,)
+        self.settings = settings._replace(filters=None)  # its tensors are buffers
+        self.register_buffer("window", window.unsqueeze(0))
         self.register_buffer("weights", weights)
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """Features of clips x, shapes as the layer's."""
-        filters = [(*self.range, self.weights)] if self.range else None
-        settings = self.window, None, self.sizes[0], self.hop_length, filters, *self.logs
-        return self._transform(x, self.window.dtype, *self.sizes, lambda padded: features_of(padded, *settings)[0])
+        filters = None if self.weights is None else [(*self.range, self.weights)]
+        return transform(x, self.settings._replace(filters=filters), self.window[0])
 
 
 def parameter_groups(network: nn.Module, lr_lambd: float = 1.0) -> list[dict[str, Any]]:

@@ -7,6 +7,9 @@ The front end is net.spectrogram_layer, the window's λ is net.spectrogram_layer
 """
 
 import os
+import re
+from collections import OrderedDict
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,76 +52,40 @@ class SpectrogramNet(nn.Module):
 
 def power_spectrogram(config):
     if config["optimized"]:
-        raise InputError(
-            f"config: model_name '{config['model_name']}' needs optimized: False, its input cannot change size with λ."
-        )
-    layer = DifferentiableSpectrogram(
-        hop_length=config["hop_length"], init_lambd=config["init_lambd"], normalize_window=config["normalize_window"]
-    )
-    return layer, config["n_points"] + 1
+        name = config["model_name"]
+        raise InputError(f"config: model_name '{name}' needs optimized: False, its input cannot change size with λ.")
+    arguments = {key: config[key] for key in ("hop_length", "init_lambd", "normalize_window")}
+    return DifferentiableSpectrogram(**arguments), config["n_points"] + 1
 
 
 def log_mel(config):
     require(config, config["model_name"], "resample_rate", "n_mels", "energy_normalize")
-    layer = DMEL(
-        config["resample_rate"],
-        n_mels=config["n_mels"],
-        hop_length=config["hop_length"],
-        init_lambd=config["init_lambd"],
-        normalize_window=config["normalize_window"],
-        log=config["energy_normalize"],
-        optimized=config["optimized"],
-        continuous=config["continuous"],
-        zero_floor=config["zero_floor"],
-    )
-    return layer, config["n_mels"]
+    same = ("n_mels", "hop_length", "init_lambd", "normalize_window", "optimized", "continuous", "zero_floor")
+    arguments = {key: config[key] for key in same}
+    return DMEL(config["resample_rate"], log=config["energy_normalize"], **arguments), config["n_mels"]
 
 
 # Heads: frames, bands, number of classes, config -> module that takes (batch, 1, frames, bands) and gives logits.
 
 
-def linear(frames, bands, n_classes, config):
-    return nn.Sequential(nn.Flatten(), nn.Linear(frames * bands, n_classes))
+def linear(frames, bands, n_classes, config, normalize=False, dropout=False):
+    first = [BandNorm(bands)] * normalize + [Dropout(DROPOUT)] * dropout
+    return nn.Sequential(*first, nn.Flatten(), nn.Linear(frames * bands, n_classes))
 
 
-def dropout_linear(frames, bands, n_classes, config):
-    return nn.Sequential(Dropout(DROPOUT), *linear(frames, bands, n_classes, config))
-
-
-def batchnorm_linear(frames, bands, n_classes, config):
-    return nn.Sequential(BandNorm(bands), *linear(frames, bands, n_classes, config))
-
-
-def batchnorm_dropout_linear(frames, bands, n_classes, config):
-    return nn.Sequential(BandNorm(bands), *dropout_linear(frames, bands, n_classes, config))
-
-
-def mlp(frames, bands, n_classes, config):
-    return nn.Sequential(nn.Flatten(), nn.Linear(frames * bands, 128), nn.ReLU(), nn.Linear(128, n_classes))
-
-
-def dropout_mlp(frames, bands, n_classes, config):
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(frames * bands, 32), nn.ReLU(), Dropout(DROPOUT), nn.Linear(32, n_classes)
-    )
+def mlp(frames, bands, n_classes, config, hidden=128, dropout=False):
+    between = [nn.ReLU()] + [Dropout(DROPOUT)] * dropout
+    return nn.Sequential(nn.Flatten(), nn.Linear(frames * bands, hidden), *between, nn.Linear(hidden, n_classes))
 
 
 def convolution(frames, bands, n_classes, config):
-    return nn.Sequential(
-        nn.Conv2d(1, 32, kernel_size=5, padding="same"),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * frames * bands, 32),
-        nn.ReLU(),
-        nn.Linear(32, n_classes),
-    )
+    features = [nn.Conv2d(1, 32, kernel_size=5, padding="same"), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*features, nn.Linear(32 * frames * bands, 32), nn.ReLU(), nn.Linear(32, n_classes))
 
 
 def cnn6(frames, bands, n_classes, config):
-    if min(frames, bands) < 16:
-        raise InputError(
-            f"config: panns_cnn6 halves its input four times: {frames} frames and n_mels = {bands} must be 16 or more."
-        )
+    if min(frames, bands) < 16:  # it halves them four times
+        raise InputError(f"config: panns_cnn6 needs 16 or more of both: {frames} frames and n_mels = {bands}.")
     net = Cnn6(bands, n_classes, augment=config["augment"])
     if config["pretrained"]:
         load_published(net, config["checkpoint_path"])
@@ -132,12 +99,12 @@ def one_hot_cross_entropy(logits, labels):
 
 MODELS = {  # model_name: (front end, head, loss of logits and labels)
     "linear_net": (power_spectrogram, linear, F.cross_entropy),
-    "bn_linear_net": (power_spectrogram, batchnorm_linear, F.cross_entropy),
+    "bn_linear_net": (power_spectrogram, partial(linear, normalize=True), F.cross_entropy),
     "mlp_net": (power_spectrogram, mlp, F.cross_entropy),
     "conv_net": (power_spectrogram, convolution, F.cross_entropy),
-    "mel_linear_net": (log_mel, dropout_linear, F.cross_entropy),
-    "mel_bn_linear_net": (log_mel, batchnorm_dropout_linear, F.cross_entropy),
-    "mel_mlp_net": (log_mel, dropout_mlp, F.cross_entropy),
+    "mel_linear_net": (log_mel, partial(linear, dropout=True), F.cross_entropy),
+    "mel_bn_linear_net": (log_mel, partial(linear, normalize=True, dropout=True), F.cross_entropy),
+    "mel_mlp_net": (log_mel, partial(mlp, hidden=32, dropout=True), F.cross_entropy),
     "mel_conv_net": (log_mel, convolution, F.cross_entropy),
     "panns_cnn6": (log_mel, cnn6, one_hot_cross_entropy),
 }
@@ -188,44 +155,41 @@ class Cnn6(nn.Module):
         super().__init__()
         self.augment = augment
         self.bn1 = nn.BatchNorm2d(n_mels)
-        self.conv_block1 = ConvBlock(1, 64)
-        self.conv_block2 = ConvBlock(64, 128)
-        self.conv_block3 = ConvBlock(128, 256)
-        self.conv_block4 = ConvBlock(256, 512)
+        self.conv_block1 = conv_block(1, 64)
+        self.conv_block2 = conv_block(64, 128)
+        self.conv_block3 = conv_block(128, 256)
+        self.conv_block4 = conv_block(256, 512)
         self.dropout = Dropout(0.5)
         self.fc1 = nn.Linear(512, 512)
         self.fc_esc50 = nn.Linear(512, n_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc_esc50.bias)
 
     def forward(self, x):
         x = self.bn1(x.transpose(1, 3)).transpose(1, 3)  # (batch, 1, time, mel)
         if self.training and self.augment:
             x = torchaudio.functional.mask_along_axis_iid(x, mask_param=64, mask_value=0.0, axis=2)
             x = torchaudio.functional.mask_along_axis_iid(x, mask_param=8, mask_value=0.0, axis=3)
-        for block in (self.conv_block1, self.conv_block2, self.conv_block3, self.conv_block4):
-            x = block(x)
+        x = self.conv_block4(self.conv_block3(self.conv_block2(self.conv_block1(x))))
         x = x.mean(dim=3)  # (batch, 512, time // 16)
         x = x.amax(dim=2) + x.mean(dim=2)  # (batch, 512)
         x = self.dropout(F.relu(self.fc1(self.dropout(x))))  # (batch, 512)
         return self.fc_esc50(x)
 
 
-class ConvBlock(nn.Module):
-    """5×5 convolution, batch norm, ReLU, 2×2 average pool, dropout."""
-
-    def __init__(self, in_channels, out_channels):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=5, padding=2, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.dropout = Dropout(DROPOUT)
-
-    def forward(self, x):
-        """Shape = (batch, in_channels, time, mel) to (batch, out_channels, time // 2, mel // 2)."""
-        return self.dropout(F.avg_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), kernel_size=2))
+def conv_block(in_channels, out_channels):
+    """Shape = (batch, in_channels, time, mel) to (batch, out_channels, time // 2, mel // 2)."""
+    layers = {
+        "conv1": nn.Conv2d(in_channels, out_channels, kernel_size=5, padding=2, bias=False),
+        "bn1": nn.BatchNorm2d(out_channels),
+        "relu": nn.ReLU(inplace=True),
+        "pool": nn.AvgPool2d(2),
+        "dropout": Dropout(DROPOUT),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 def load_published(net, path):
@@ -242,11 +206,8 @@ def load_published(net, path):
     try:
         with torch.serialization.safe_globals(numpy_globals):
             published = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        weights = {
-            key: published[key.replace("bn1", "bn0", 1) if key.startswith("bn1.") else key]
-            for key in net.state_dict()
-            if not key.startswith("fc_esc50.")
-        }
+        keys = [key for key in net.state_dict() if not key.startswith("fc_esc50.")]
+        weights = {key: published[re.sub("^bn1", "bn0", key)] for key in keys}
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("it holds weights that are not numbers")
         net.load_state_dict(weights, strict=False)

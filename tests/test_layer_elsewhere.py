@@ -44,12 +44,8 @@ TRANSFORMS = {  # each gives the derivative of every clip's loss, in λ or in th
     "grad": lambda lambd, clips, loss: torch.stack([grad(loss)(lambd, clip) for clip in clips]),
     "per sample": lambda lambd, clips, loss: vmap(grad(loss), (None, 0))(lambd, clips),
     "jacrev": lambda lambd, clips, loss: jacrev(lambda lambd: vmap(loss, (None, 0))(lambd, clips))(lambd),
-    "grad of vmap": lambda lambd, clips, loss: torch.stack(
-        [grad(lambda value, i=i: vmap(loss, (None, 0))(value, clips)[i])(lambd) for i in range(len(clips))]
-    ),
     "per sample, clips": lambda lambd, clips, loss: vmap(grad(loss, argnums=1), (None, 0))(lambd, clips),
     "grad of vmap, clips": lambda lambd, clips, loss: grad(lambda x: vmap(loss, (None, 0))(lambd, x).sum())(clips),
-    "jacrev, clips": lambda lambd, clips, loss: torch.stack([jacrev(loss, argnums=1)(lambd, clip) for clip in clips]),
 }
 
 
@@ -59,13 +55,11 @@ def test_torch_func_equals_autograd(functions, transform):
     layer, lambd, clips, loss, in_lambd, in_clips = functions
     expected = in_clips if "clips" in transform else in_lambd
     torch.testing.assert_close(TRANSFORMS[transform](lambd, clips, loss), expected)
-    cached = dmel.mel_filters(64, False, dmel.MEL_GROUPS, (lambd.device, lambd.dtype), 6, 1000, 0.0, None, None, "htk")
-    assert dmel.mel_filters.cache_info().hits > 0
-    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(weights) for _, _, weights in cached)
-    clips.requires_grad_()
+    clips.requires_grad_()  # what the transform left in the cache of filters serves autograd too
     loss_of_all = sum(loss(layer.lambd, clip) for clip in clips)
     gradients = torch.autograd.grad(loss_of_all, (layer.lambd, clips))
     torch.testing.assert_close(gradients, (in_lambd.sum(), in_clips))
+    assert dmel.mel_filters.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
@@ -75,14 +69,6 @@ def test_vmap_over_clips(functions, context):
         features = vmap(layer)(clips)
     torch.testing.assert_close(features.clone(), layer(clips), rtol=1e-12, atol=1e-12)
     assert features.requires_grad == (context is torch.enable_grad)
-
-
-def test_jacobian_of_the_features(functions):
-    layer, _, clips, _, _, _ = functions
-    jacobian = jacrev(lambda lambd: functional_call(layer, {"lambd": lambd}, (clips[0],)))(layer.lambd.detach())
-    upstream = torch.randn(6, 16, dtype=torch.float64)
-    (expected,) = torch.autograd.grad((layer(clips[0]) * upstream).sum(), layer.lambd)
-    torch.testing.assert_close((jacobian * upstream).sum(), expected)
 
 
 def test_torch_func_refusals(functions):
@@ -95,24 +81,13 @@ def test_torch_func_refusals(functions):
         vmap(loss, (0, None))(lambd.expand(2), clips[0])
 
 
-NARROW = {
-    "half": lambda network: network.half(),
-    "bfloat16": lambda network: network.bfloat16(),
-    "to": lambda network: network.to(torch.float16),
-    "to device and dtype": lambda network: network.to("cpu", torch.bfloat16),
-}
-
-
-@pytest.mark.parametrize("way", NARROW)
-def test_lambda_is_not_rounded(way):
-    network = NARROW[way](small_network(small_dmel(46.7)))
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_lambda_is_not_rounded(narrow):
+    network, clips = small_network(small_dmel(46.7)).to("cpu", narrow), torch.randn(2, 300).to(narrow)
     assert network[0].lambd.dtype == torch.float32 and network[0].lambd.item() == torch.tensor(46.7).item()
-    narrow = network[2].weight.dtype
-    assert narrow in (torch.float16, torch.bfloat16)
-    clips = torch.randn(2, 300)
-    features = network[0](clips.to(narrow))
-    assert features.dtype == narrow
-    torch.testing.assert_close(features, network[0](clips.to(narrow).float()).to(narrow), rtol=0, atol=0)
+    features = network[0](clips)
+    assert features.dtype == network[2].weight.dtype == narrow
+    torch.testing.assert_close(features, network[0](clips.float()).to(narrow), rtol=0, atol=0)
     assert network.double()[0].lambd.dtype == torch.float64
 
 
@@ -125,63 +100,48 @@ def test_lambda_is_not_rounded_under_a_narrow_default():
     assert layer.lambd.dtype == torch.float32 and layer.lambd.item() == torch.tensor(46.7).item()
 
 
-@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
-def test_lambda_trains_in_a_bfloat16_network(narrow):
-    network, clips = small_network(small_dmel(46.7)).to(narrow), torch.randn(4, 300).to(narrow)
-    layer = network[0]
-    assert (torch.tensor(46.7).bfloat16() - 0.01).bfloat16() == torch.tensor(46.7).bfloat16()  # lost in bfloat16
-    optimizer = torch.optim.Adam([{"params": [layer.lambd], "lr": 0.01}])
-    for _ in range(5):
-        before = layer.lambd.item()
-        optimizer.zero_grad()
-        network(clips).float().square().mean().backward()
-        optimizer.step()
-        assert 0.001 < abs(layer.lambd.item() - before) < 0.02
-    assert network[2].weight.grad.dtype == narrow and network[2].weight.grad.abs().sum() > 0
+def test_lambda_trains_in_a_bfloat16_network():
+    network, clips = small_network(small_dmel(46.7)).bfloat16(), torch.randn(4, 300).bfloat16()
+    optimizer = torch.optim.Adam([{"params": [network[0].lambd], "lr": 0.01}])  # a step that bfloat16 would lose
+    network(clips).float().square().mean().backward()
+    optimizer.step()
+    assert abs(network[0].lambd.item() - 46.7) == pytest.approx(0.01, rel=0.1)
+    assert network[2].weight.grad.abs().sum() > 0
 
 
 def test_meta_device():
     with torch.device("meta"):
-        network = small_network()
-    assert network[0].lambd.is_meta and "lambd=meta" in repr(network) and network.half()[0].lambd.dtype == torch.float32
-    clips, fresh = torch.randn(2, 300), small_dmel()
+        network, other = small_network().half(), small_network()
+    assert network[0].lambd.is_meta and "lambd=meta" in repr(network) and network[0].lambd.dtype == torch.float32
+    clips, fresh = torch.randn(2, 300), small_network()
     network.to_empty(device="cpu")
     with torch.no_grad():
         network[0].lambd.fill_(1e3)  # whatever the memory held
     network[0].reset_parameters()
-    torch.testing.assert_close(network[0](clips), fresh(clips), rtol=0, atol=0)
-    with torch.device("meta"):
-        network = small_network()
-    network.load_state_dict(small_network().state_dict(), assign=True)
-    torch.testing.assert_close(network(clips), small_network()(clips), rtol=0, atol=0)
+    torch.testing.assert_close(network[0](clips), fresh[0](clips), rtol=0, atol=0)
+    other.load_state_dict(fresh.state_dict(), assign=True)
+    torch.testing.assert_close(other(clips), fresh(clips), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("layer", [small_dmel(norm="slaney"), DifferentiableSpectrogram(hop_length=20, init_lambd=7.3)])
-def test_copies_and_pickles(layer, tmp_path):
-    clips = torch.randn(2, 300)
+def test_copies_and_pickles():
+    layer, restored, clips = small_dmel(norm="slaney"), small_dmel(12.3, norm="slaney"), torch.randn(2, 300)
     with torch.no_grad():
         layer.lambd.fill_(8.9)
-    torch.save(layer, tmp_path / "whole.pt")
-    torch.save(layer.state_dict(), tmp_path / "state.pt")
-    restored = copy.deepcopy(layer)
-    restored.reset_parameters()
-    assert not torch.allclose(restored(clips), layer(clips))
-    restored.load_state_dict(torch.load(tmp_path / "state.pt"))
-    whole = torch.load(tmp_path / "whole.pt", weights_only=False)
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), whole, restored):
+    assert list(layer.state_dict()) == ["lambd"]
+    restored.load_state_dict(layer.state_dict())
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), restored):
         torch.testing.assert_close(other(clips), layer(clips), rtol=0, atol=0)
         assert repr(other) == repr(layer) and other.lambd is not layer.lambd
 
 
 def test_zero_padded_batch():
     layer, clips = small_dmel(remove_mean=False), [torch.randn(300) + 1, torch.randn(220) - 2]
-    centred = [clip - clip.mean() for clip in clips]
-    features = layer(nn.utils.rnn.pad_sequence(centred, batch_first=True))
+    features = layer(nn.utils.rnn.pad_sequence([clip - clip.mean() for clip in clips], batch_first=True))
+    careless = small_dmel()(nn.utils.rnn.pad_sequence(clips, batch_first=True))
     for whole, clip in zip(features, clips, strict=True):
         alone = small_dmel()(clip)
         torch.testing.assert_close(whole[:, : alone.shape[1]], alone, rtol=1e-4, atol=1e-4)
-    careless = small_dmel()(nn.utils.rnn.pad_sequence(clips, batch_first=True))
-    assert not torch.allclose(careless[1, :, :12], small_dmel()(clips[1]), atol=0.1)
+    assert not torch.allclose(careless[1, :, :12], alone, atol=0.1)
 
 
 def loss_of(network, clips):
@@ -192,14 +152,11 @@ def in_two_processes(rank, folder, recommended):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     clips = torch.randn(8, 300, generator=torch.Generator().manual_seed(1))
-    halves, single, alone = clips.chunk(2), small_network(), []
+    halves, single = clips.chunk(2), small_network()
     loss_of(single, clips).backward()
     expected = single[0].lambd.grad
-    for half in halves:
-        (gradient,) = torch.autograd.grad(loss_of(single, half), single[0].lambd)
-        alone.append(gradient)
-    assert not torch.isclose(alone[0], alone[1], rtol=1e-2)
-    torch.testing.assert_close((alone[0] + alone[1]) / 2, expected)
+    (alone,) = torch.autograd.grad(loss_of(single, halves[rank]), single[0].lambd)
+    assert not torch.isclose(alone, expected, rtol=1e-2)
 
     parallel = DistributedDataParallel(small_network())
     loss_of(parallel, halves[rank]).backward()
@@ -219,14 +176,11 @@ def in_two_processes(rank, folder, recommended):
     torch.testing.assert_close(network[0].lambd.detach(), expected_lambd, rtol=0, atol=1e-3)
 
     whole, ignoring = small_network(), small_network()
-    try:
+    with pytest.raises(ValueError, match="scalar"):
         scope["fully_shard"](whole)
-        raise AssertionError("scalar parameters work now: the page says otherwise")
-    except ValueError as error:
-        assert "scalar" in str(error)
     scope["fully_shard"](ignoring, ignored_params={ignoring[0].lambd})
     loss_of(ignoring, halves[rank]).backward()
-    torch.testing.assert_close(ignoring[0].lambd.grad, alone[rank])  # not reduced
+    torch.testing.assert_close(ignoring[0].lambd.grad, alone)  # not reduced
     distributed.all_reduce(ignoring[0].lambd.grad)
     torch.testing.assert_close(ignoring[0].lambd.grad / 2, expected)
     distributed.destroy_process_group()
@@ -244,25 +198,21 @@ def test_lightning(tmp_path):
     class Classifier(pytorch_lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.layer, self.head, self.lambds = small_dmel(46.7), nn.Sequential(nn.Flatten(), nn.Linear(96, 4)), []
+            self.layer, self.head = small_dmel(46.7), nn.Sequential(nn.Flatten(), nn.Linear(96, 4))
 
         def training_step(self, batch, _):
-            self.lambds.append(self.layer.lambd.item())
             self.log("window_ms", 1000 * self.layer.window_length)
             return nn.functional.cross_entropy(self.head(self.layer(batch[0])), batch[1])
 
         def configure_optimizers(self):
             return torch.optim.AdamW(parameter_groups(self, lr_lambd=0.5), lr=1e-4)
 
-    module = Classifier()
-    data = torch.utils.data.TensorDataset(torch.randn(8, 300), torch.arange(8) % 4)
+    module, data = Classifier(), torch.utils.data.TensorDataset(torch.randn(2, 300), torch.arange(2))
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pytorch_lightning.Trainer(max_steps=4, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer = pytorch_lightning.Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
-    assert len(module.lambds) == 4
-    assert abs(module.lambds[1] - module.lambds[0]) == pytest.approx(0.5, abs=1e-3)
-    assert trainer.callback_metrics["window_ms"].item() == pytest.approx(6 * module.lambds[-1], rel=1e-6)  # at 1 kHz
-    assert not list(tmp_path.iterdir())
+    assert abs(module.layer.lambd.item() - 46.7) == pytest.approx(0.5, abs=1e-3)
+    assert trainer.callback_metrics["window_ms"].item() == pytest.approx(6 * 46.7, rel=1e-6)  # at 1 kHz
 
 
 class Several(nn.Module):
@@ -274,35 +224,18 @@ class Several(nn.Module):
         self.again, self.head = self.first, nn.Linear(3, 4)
 
 
-OPTIMIZERS = [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD]
-
-
-@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
-def test_parameter_groups(optimizer_class):
+def test_parameter_groups():
     network = Several()
-    decay = {} if optimizer_class is torch.optim.AdamW else {"weight_decay": 0.01}
-    optimizer = optimizer_class(parameter_groups(network, lr_lambd=0.5), lr=0.1, **decay)
+    optimizer = torch.optim.SGD(parameter_groups(network, lr_lambd=0.5), lr=0.1, weight_decay=0.01)
     lambds, others = (group["params"] for group in optimizer.param_groups)
     assert lambds == [network.first.lambd, network.second.lambd] and others == [network.head.weight, network.head.bias]
-    before = [parameter.detach().clone() for parameter in network.parameters()]
-    for _ in range(100):  # without gradient λ stays, what is under weight decay does not
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-    assert (network.first.lambd.item(), network.second.lambd.item()) == (before[0].item(), before[1].item())
-    assert network.head.weight.abs().sum() < 0.96 * before[2].abs().sum()
-
-    optimizer = optimizer_class(parameter_groups(network, lr_lambd=0.5), lr=0.1, weight_decay=0.0)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    for parameter, old, step in zip(network.parameters(), before, (0.5, 0.5, 0.1, 0.1), strict=True):
-        torch.testing.assert_close(old - parameter.detach(), torch.full_like(old, step), rtol=1e-4, atol=1e-6)
-
-
-def test_parameter_groups_by_default_and_without_a_layer():
-    lambds, _ = parameter_groups(small_network())
-    assert (lambds["lr"], lambds["weight_decay"]) == (1.0, 0.0)
+    steps = [old - parameter.detach() for old, parameter in zip(before, network.parameters(), strict=True)]
+    assert [step.item() for step in steps[:2]] == pytest.approx([0.5, 0.5])  # without decay
+    torch.testing.assert_close(steps[2], 0.1 * (1 + 0.01 * before[2]))
+    assert parameter_groups(network)[0]["lr"] == 1.0
     with pytest.raises(ValueError, match="no layer"):
         parameter_groups(nn.Linear(3, 4))

@@ -14,15 +14,12 @@ from dmel import DMEL, DifferentiableSpectrogram
 HOP = 20
 VARIATIONS = [
     {},
-    {"norm": "slaney", "mel_scale": "slaney"},
-    {"continuous": True},
-    {"normalize_window": True},
-    {"remove_mean": False},
-    {"zero_floor": True},
+    {"norm": "slaney", "mel_scale": "slaney", "normalize_window": True, "remove_mean": False},
+    {"continuous": True, "zero_floor": True},
     {"log": False},
 ]
 DIMENSIONS = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("time", min=HOP)},)
-SHAPES = [(5, 437), (1, 300), (2, HOP), (3, 2000)]  # none of them EXAMPLE's
+SHAPES = [(5, 437), (1, 300), (2, HOP)]  # none of them EXAMPLE's
 EXAMPLE = (3, 310)
 
 
@@ -33,6 +30,10 @@ def nothing_compiled():
 
 def small_dmel(lambd=7.3, **arguments):
     return DMEL(1000, n_mels=6, hop_length=HOP, init_lambd=lambd, **arguments)
+
+
+def small_spectrogram():
+    return DifferentiableSpectrogram(hop_length=HOP, init_lambd=7.3)
 
 
 def assert_layers_numbers(features, layer, x):
@@ -81,22 +82,13 @@ def test_compiled_network_equals_eager(way):
     assert backend.frame_count == n_graphs
 
 
-def test_compiled_network_breaks_at_the_layer_alone():
-    network = Network(small_dmel(), nn.Sequential(nn.Flatten(), nn.Linear(6 * 16, 3)))
-    found = torch._dynamo.explain(network)(torch.randn(4, 310))
-    assert (found.graph_break_count, found.graph_count) == (1, 2)
-    assert found.break_reasons[0].user_stack[-1].line == "features = self.layer(x / 2)"
-
-
 def test_frozen_compiles_into_one_graph():
-    layer, backend = small_dmel(), "aot_eager"
-    compiled = torch.compile(layer.frozen(), fullgraph=True, dynamic=True, backend=backend)
-    for shape in (EXAMPLE, (5, 437)):
+    layer = small_dmel()
+    compiled = torch.compile(layer.frozen(), fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape, context in ((EXAMPLE, torch.enable_grad), ((5, 437), torch.no_grad)):
         x = torch.randn(shape)
-        assert_layers_numbers(compiled(x), layer, x)
-    spectrogram, x = DifferentiableSpectrogram(hop_length=HOP, init_lambd=7.3), torch.randn(EXAMPLE)
-    compiled = torch.compile(spectrogram.frozen(EXAMPLE[1]), fullgraph=True, backend="aot_eager")
-    assert_layers_numbers(compiled(x), spectrogram, x)
+        with context():
+            assert_layers_numbers(compiled(x), layer, x)
 
 
 @pytest.mark.parametrize("arguments", VARIATIONS)
@@ -108,78 +100,44 @@ def test_exported_frozen_layer(arguments):
         assert_layers_numbers(exported(x), layer, x)
 
 
-@pytest.mark.parametrize(
-    "layer", [DifferentiableSpectrogram(hop_length=HOP, init_lambd=7.3), small_dmel(optimized=False)]
-)
-def test_exported_frozen_layer_of_the_clips_length(layer):
-    frozen = layer.frozen(EXAMPLE[1])
-    exported = torch.export.export(frozen, (torch.randn(EXAMPLE),), dynamic_shapes=({0: DIMENSIONS[0][0]},)).module()
-    for n_clips in (1, 5):
-        x = torch.randn(n_clips, EXAMPLE[1])
-        assert_layers_numbers(exported(x), layer, x)
-    with pytest.raises(ValueError, match="n_samples is missing"):
-        layer.frozen()
+def test_frozen_of_the_clips_length():
+    for layer in (small_spectrogram(), small_dmel(optimized=False)):
+        with pytest.raises(ValueError, match="n_samples is missing"):
+            layer.frozen()
+        frozen, x = layer.frozen(EXAMPLE[1]), torch.randn(5, EXAMPLE[1])
+        dimensions = ({0: DIMENSIONS[0][0]},)
+        exported = torch.export.export(frozen, (torch.randn(EXAMPLE),), dynamic_shapes=dimensions).module()
+        for way in (exported, torch.jit.trace(frozen, torch.randn(EXAMPLE)), torch.compile(frozen, backend="eager")):
+            assert_layers_numbers(way(x), layer, x)
 
 
-@pytest.mark.parametrize(
-    ("layer", "n_samples", "dimensions", "shapes"),
-    [
-        (small_dmel(), None, DIMENSIONS, SHAPES),
-        (small_dmel(norm="slaney", mel_scale="slaney", normalize_window=True), None, DIMENSIONS, SHAPES),
-        (
-            DifferentiableSpectrogram(hop_length=HOP, init_lambd=7.3),
-            256,
-            ({0: DIMENSIONS[0][0]},),
-            [(1, 256), (5, 256)],
-        ),
-    ],
-)
+@pytest.mark.parametrize("spectrogram", [False, True])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # PyTorch's own
-def test_onnx_of_frozen_layer(layer, n_samples, dimensions, shapes):
-    frozen, example = layer.frozen(n_samples).eval(), torch.randn(3, n_samples or EXAMPLE[1])
+def test_onnx_of_frozen_layer(spectrogram):
+    layer = small_spectrogram() if spectrogram else small_dmel(norm="slaney", normalize_window=True)
+    dimensions, shapes = (({0: DIMENSIONS[0][0]},), [(1, 310)]) if spectrogram else (DIMENSIONS, SHAPES)
+    frozen, example = layer.frozen(EXAMPLE[1]).eval(), torch.randn(EXAMPLE)
     program = torch.onnx.export(frozen, (example,), dynamo=True, dynamic_shapes=dimensions, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     for shape in shapes:
-        # Silence: exporters take 1e-10 for 0, and its logarithm would be that of 0.
         for x in (torch.randn(shape), torch.zeros(shape)):  # silence: the optimizer takes a constant 1e-10 for 0
             (features,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
             assert_layers_numbers(torch.from_numpy(features), layer, x)
 
 
 def test_traced_frozen_layer():
+    layer = small_dmel()
     with warnings.catch_warnings():
         warnings.simplefilter("error", torch.jit.TracerWarning)
-        layer = small_dmel()
         traced = torch.jit.trace(layer.frozen(), torch.randn(EXAMPLE))
-        spectrogram = DifferentiableSpectrogram(hop_length=HOP, init_lambd=7.3)
-        traced_spectrogram = torch.jit.trace(spectrogram.frozen(EXAMPLE[1]), torch.randn(EXAMPLE))
     for shape in SHAPES:
         x = torch.randn(shape)
         assert_layers_numbers(traced(x), layer, x)
-    x = torch.randn(5, EXAMPLE[1])
-    assert_layers_numbers(traced_spectrogram(x), spectrogram, x)
 
 
-def test_frozen_layer_without_gradients():
-    layer, example = small_dmel(), torch.randn(EXAMPLE)
-    with torch.no_grad():
-        exported = torch.export.export(layer.frozen(), (example,), dynamic_shapes=DIMENSIONS).module()
-        traced = torch.jit.trace(layer.frozen(), example)
-        compiled = torch.compile(layer.frozen(), fullgraph=True, dynamic=True, backend="aot_eager")
-        for shape in (EXAMPLE, (5, 437)):
-            x = torch.randn(shape)
-            kept = x.clone()
-            for frozen in (exported, traced, compiled, layer.frozen()):
-                assert_layers_numbers(frozen(x), layer, x)
-                assert torch.equal(x, kept)
-
-
-@pytest.mark.parametrize("network", [small_dmel(), nn.Sequential(small_dmel(), nn.Flatten())])
-def test_layer_itself_is_not_traced(network):
-    x, sentence = (
-        torch.randn(EXAMPLE),
-        r"a trace would keep the FFT size of the present λ: trace layer\.frozen\(\) instead",
-    )
+def test_layer_itself_is_not_traced():
+    network, x = nn.Sequential(small_dmel(), nn.Flatten()), torch.randn(EXAMPLE)
+    sentence = r"a trace would keep the FFT size of the present λ: trace layer\.frozen\(\)"
     with pytest.raises(RuntimeError, match=sentence):
         torch.jit.trace(network, x)
     with pytest.raises(RuntimeError, match=sentence):
@@ -189,11 +147,9 @@ def test_layer_itself_is_not_traced(network):
     assert "layer.frozen()" in str(raised.value) + str(raised.value.__cause__)
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(network, fullgraph=True, backend="eager")(x)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        torch.export.export(network, (x,), strict=True)
 
 
-@pytest.mark.parametrize("layer", [small_dmel(), DifferentiableSpectrogram(hop_length=HOP, init_lambd=7.3)])
+@pytest.mark.parametrize("layer", [small_dmel(), small_spectrogram()])
 def test_frozen_is_a_module_of_buffers(layer):
     frozen, x = layer.frozen(300), torch.randn(4, 300)
     expected = layer(x).detach()
@@ -205,19 +161,16 @@ def test_frozen_is_a_module_of_buffers(layer):
     torch.testing.assert_close(frozen(x), expected)  # a copy: the layer may train on
     other.load_state_dict(frozen.state_dict())
     torch.testing.assert_close(other(x), expected)
-    for narrow in (torch.float16, torch.bfloat16):
-        network = nn.Sequential(copy.deepcopy(frozen)).to(narrow)
-        assert {buffer.dtype for buffer in network.buffers()} == {torch.float32}
-        features = network(x.to(narrow))
-        assert features.dtype == narrow
-        torch.testing.assert_close(features, frozen(x.to(narrow).float()).to(narrow), rtol=0, atol=0)
+    network = nn.Sequential(copy.deepcopy(frozen)).bfloat16()
+    assert {buffer.dtype for buffer in network.buffers()} == {torch.float32}
+    narrow = x.bfloat16()
+    torch.testing.assert_close(network(narrow), frozen(narrow.float()).bfloat16(), rtol=0, atol=0)
     torch.testing.assert_close(frozen.double()(x.double()).float(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("lambd", "n_fft"), [(7.3, 64), (10.7, 64), (10.9, 128), (46.7, 512)])
+@pytest.mark.parametrize(("lambd", "n_fft"), [(10.7, 64), (10.9, 128)])
 def test_frozen_differs_for_short_clips_alone(lambd, n_fft):
     layer = small_dmel(lambd)
-    assert layer.n_fft == n_fft
     short, longer = torch.randn(2, n_fft // 4), torch.randn(2, n_fft // 4 + 1)
     assert not torch.allclose(layer.frozen()(short), layer(short), atol=0.1)
     assert_layers_numbers(layer.frozen()(longer), layer, longer)
