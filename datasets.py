@@ -67,13 +67,13 @@ def check(config):
         require(config, name, "n_samples", "noise_std", "sigma_ref", "center_offset")
         if split is not None:
             raise InputError("config: split is for recordings, and time_frequency has none: remove the key.")
-        return
-    if name not in DATASETS:
+    elif name in DATASETS:
+        require(config, name, "resample_rate")
+        named = DATASETS[name].splits
+        if isinstance(split, str) and split not in named:
+            raise InputError(f"config: split '{split}' is not one of {', '.join(named)} for {name}.")
+    else:
         raise InputError(f"config: dataset_name '{name}' is not one of time_frequency, {', '.join(DATASETS)}.")
-    require(config, name, "resample_rate")
-    named = DATASETS[name].splits
-    if isinstance(split, str) and split not in named:
-        raise InputError(f"config: split '{split}' is not one of {', '.join(named)} for {name}.")
 
 
 def load(config, recordings: Recordings | None = None):
@@ -89,16 +89,13 @@ def load(config, recordings: Recordings | None = None):
     else:
         clips, labels, groups, _ = recordings
         splits = split_recordings(name, groups, config.get("split"))
-    with warnings.catch_warnings():  # arrays out of a cache file or Ray's object store are read-only, and only read
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
+    # Arrays out of a cache file or Ray's object store are read-only, and only read.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
 
 
 def recordings_of(config, data_dir):
-    """The Recordings that a config works on, data_dir as in find_folder; None for time_frequency, which needs none.
-
-    Raises InputError where there are no recordings, or one cannot be read.
-    """
+    """The Recordings that a config works on, None for time_frequency; InputError where they are missing or damaged."""
     name = config["dataset_name"]
     if name == "time_frequency":
         return None
@@ -138,9 +135,8 @@ def split_recordings(name, groups, split=None):
 def draw_pulses(config):
     """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in frequency.
 
-    The best window to tell them apart is sigma_ref, the width of a pulse. All is drawn from config's seed. Returns
-    clips, shape = (n_samples, n_points) float32, and labels, shape = (n_samples,) int64. Times and widths are in
-    samples, frequencies in cycles per sample. Source: the paper's synthetic experiment.
+    The best window to tell them apart is sigma_ref, the width of a pulse. Returns clips, shape = (n_samples, n_points)
+    float32, and labels, int64. Times and widths are in samples, frequencies in cycles per sample. Source: the paper.
     """
     random = np.random.default_rng(config["seed"])
     n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]

@@ -147,9 +147,8 @@ class Dropout(nn.Dropout):
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        mask = torch.empty_like(x, requires_grad=False)
-        in_memory_order = mask.as_strided((x.numel(),), (1,))
-        torch.ge(bits[: x.numel()], round(self.p * 2**16) - 2**15, out=in_memory_order)
+        mask = torch.empty_like(x, requires_grad=False)  # filled in the order of memory
+        torch.ge(bits[: x.numel()], round(self.p * 2**16) - 2**15, out=mask.as_strided((x.numel(),), (1,)))
         return x * mask.div_(1 - self.p)
 
 
