@@ -114,7 +114,7 @@ class Project:
             env=os.environ | {"DMEL_PYTHON": sys.executable, **{key: str(value) for key, value in environment.items()}},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result
