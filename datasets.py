@@ -69,9 +69,9 @@ def check(config):
             raise InputError("config: split is for recordings, and time_frequency has none: remove the key.")
     elif name in DATASETS:
         require(config, name, "resample_rate")
-        if isinstance(split, str) and split not in DATASETS[name].splits:
-            known = ", ".join(DATASETS[name].splits)
-            raise InputError(f"config: split '{split}' is not one of {known} for {name}.")
+        named = DATASETS[name].splits
+        if isinstance(split, str) and split not in named:
+            raise InputError(f"config: split '{split}' is not one of {', '.join(named)} for {name}.")
     else:
         raise InputError(f"config: dataset_name '{name}' is not one of time_frequency, {', '.join(DATASETS)}.")
 
@@ -89,22 +89,17 @@ def load(config, recordings: Recordings | None = None):
     else:
         clips, labels, groups, _ = recordings
         splits = split_recordings(name, groups, config.get("split"))
-    with warnings.catch_warnings():  # arrays out of a cache file or Ray's object store are read-only, and only read
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
+    # Arrays out of a cache file or Ray's object store are read-only, and only read.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
 
 
 def recordings_of(config, data_dir):
-    """The Recordings that a config works on; None for time_frequency, which needs none.
-
-    data_dir: the folder that holds the dataset's folder of that name, or the dataset's folder itself. Raises InputError
-    where there are no recordings, or one cannot be read.
-    """
+    """The Recordings that a config works on, None for time_frequency; InputError where they are missing or damaged."""
     name = config["dataset_name"]
     if name == "time_frequency":
         return None
-    folder = find_folder(name, data_dir)
-    return load_recordings(name, DATASETS[name], folder, config["resample_rate"], config["n_points"])
+    return load_recordings(config, DATASETS[name], find_folder(name, data_dir))
 
 
 def find_folder(name, data_dir):
@@ -140,41 +135,37 @@ def split_recordings(name, groups, split=None):
 def draw_pulses(config):
     """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in frequency.
 
-    The best window to tell them apart is sigma_ref, the width of a pulse. All is drawn from config's seed. Returns
-    clips, shape = (n_samples, n_points) float32, and labels, shape = (n_samples,) int64. Times and widths are in
-    samples, frequencies in cycles per sample. Source: the paper's synthetic experiment.
+    The best window to tell them apart is sigma_ref, the width of a pulse. Returns clips, shape = (n_samples, n_points)
+    float32, and labels, int64. Times and widths are in samples, frequencies in cycles per sample. Source: the paper.
     """
     random = np.random.default_rng(config["seed"])
     n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]
-    time_max, frequency_max = n_points / 5, 0.1
-    time_min, frequency_min = sigma, sigma / (2 * n_points)
-    scale_max = 2 * time_max / (6 * sigma) + 1
+    scale_max = 2 * (n_points / 5) / (6 * sigma) + 1
+
+    def uniform(low, high, n_pulses=1):
+        return random.uniform(low, high, (n, n_pulses, 1))
 
     labels = random.integers(PULSES_CLASSES, size=n)
-    time, frequency = n_points / 2, 0.25
+    one, apart_in_time, apart_in_frequency = (labels[:, None, None] == label for label in range(PULSES_CLASSES))
+    # Two pulses for everyone, all of shape (n, 2, n_points) or one that fits it.
+    time, frequency, side = n_points / 2, 0.25, np.array([[-1.0], [1.0]])
     if config["center_offset"]:
-        time = time + random.uniform(-time_max, time_max, (n, 1))
-        frequency = frequency + random.uniform(-frequency_max, frequency_max, (n, 1))
-
-    # Two pulses for everyone, shape = (n, 2); class 0 leaves out the second.
-    side = np.array([-1.0, 1.0])
-    one, apart_in_time, apart_in_frequency = (labels[:, None] == label for label in range(PULSES_CLASSES))
-    time = time + apart_in_time * side * random.uniform(time_min, time_max, (n, 1))
-    frequency = frequency + apart_in_frequency * side * random.uniform(frequency_min, frequency_max, (n, 1))
-    wider, narrower = random.uniform(1, scale_max, (n, 1)), random.uniform(1 / scale_max, 1, (n, 1))
-    width = sigma * np.where(one, np.where(random.random((n, 1)) < 0.5, wider, narrower), 1.0)
-    present = np.concatenate([np.ones((n, 1)), 1.0 - one], axis=1)
-    phase = random.uniform(0, 2 * np.pi, (n, 2))
-
+        time = time + uniform(-n_points / 5, n_points / 5)
+        frequency = frequency + uniform(-0.1, 0.1)
+    time = time + apart_in_time * side * uniform(sigma, n_points / 5)
+    frequency = frequency + apart_in_frequency * side * uniform(sigma / (2 * n_points), 0.1)
+    wider, narrower = uniform(1, scale_max), uniform(1 / scale_max, 1)
+    width = sigma * np.where(one, np.where(uniform(0, 1) < 0.5, wider, narrower), 1.0)
     k = np.arange(n_points)
-    envelope = np.exp(-0.5 * ((k - time[..., None]) / width[..., None]) ** 2)  # (n, 2, n_points)
-    carrier = np.sin(2 * np.pi * frequency[..., None] * k + phase[..., None])
+    envelope = np.exp(-0.5 * ((k - time) / width) ** 2)
+    carrier = np.sin(2 * np.pi * frequency * k + uniform(0, 2 * np.pi, n_pulses=2))
     pulses = envelope / envelope.max(-1, keepdims=True) * carrier / carrier.max(-1, keepdims=True)
     pulses -= pulses.mean(-1, keepdims=True)
-    clips = random.uniform(0.5, 1, (n, 1)) * (present[..., None] * pulses).sum(axis=1)
+    pulses[labels == 0, 1] = 0  # only one of them
+    clips = uniform(0.5, 1)[:, 0] * pulses.sum(axis=1)
     clips += config["noise_std"] * random.random((n, n_points))
     clips -= clips.mean(-1, keepdims=True)
-    return clips.astype(np.float32), labels.astype(np.int64)
+    return clips.astype(np.float32), labels
 
 
 def main():

@@ -1,12 +1,13 @@
 """The networks: a front end with a trainable window × a classifier head, chosen by model_name from one registry.
 
-    net = build(config)
+    net, loss_function = build(config)
     logits, features = net(clips)  # (batch, time) -> (batch, n_classes), (batch, 1, bands, frames)
 
-The front end is net.spectrogram_layer, the window's λ is net.spectrogram_layer.lambd.
+A front end takes the config and gives a layer, which is net.spectrogram_layer with λ as its lambd, and its number of
+bands. A head takes the number of frames, bands and classes and the config, and gives a module that turns features,
+(batch, 1, frames, bands), into logits.
 """
 
-import os
 import re
 from collections import OrderedDict
 from functools import partial
@@ -36,24 +37,16 @@ class SpectrogramNet(nn.Module):
 
     def forward(self, clips):
         """Clips, shape = (batch, time), to logits (batch, n_classes) and features (batch, 1, bands, frames)."""
-        return self.classify(self.spectrogram_layer(clips))
-
-    def classify(self, features):
-        """The same from the layer's output, shape = (batch, bands, frames)."""
-        features = features.unsqueeze(1)
+        features = self.spectrogram_layer(clips).unsqueeze(1)
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             # Heads take time first: that is how PANNs are trained and how the layer's output lies in memory.
             logits = self.head(features.transpose(-1, -2))
         return logits.to(features.dtype), features
 
 
-# Front ends: config -> layer, number of bands.
-
-
 def power_spectrogram(config):
     if config["optimized"]:
-        name = config["model_name"]
-        raise InputError(f"config: model_name '{name}' needs optimized: False, its input cannot change size with λ.")
+        raise InputError(f"config: {config['model_name']} needs optimized: False, its input cannot change size with λ.")
     arguments = {key: config[key] for key in ("hop_length", "init_lambd", "normalize_window")}
     return DifferentiableSpectrogram(**arguments), config["n_points"] + 1
 
@@ -63,9 +56,6 @@ def log_mel(config):
     same = ("n_mels", "hop_length", "init_lambd", "normalize_window", "optimized", "continuous", "zero_floor")
     arguments = {key: config[key] for key in same}
     return DMEL(config["resample_rate"], log=config["energy_normalize"], **arguments), config["n_mels"]
-
-
-# Heads: frames, bands, number of classes, config -> module that takes (batch, 1, frames, bands) and gives logits.
 
 
 def linear(frames, bands, n_classes, config, normalize=False, dropout=False):
@@ -79,17 +69,44 @@ def mlp(frames, bands, n_classes, config, hidden=128, dropout=False):
 
 
 def convolution(frames, bands, n_classes, config):
-    features = [nn.Conv2d(1, 32, kernel_size=5, padding="same"), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*features, nn.Linear(32 * frames * bands, 32), nn.ReLU(), nn.Linear(32, n_classes))
+    features = [nn.Conv2d(1, 32, kernel_size=5, padding="same"), nn.ReLU()]
+    return nn.Sequential(*features, *mlp(frames, 32 * bands, n_classes, config, hidden=32))
 
 
-def cnn6(frames, bands, n_classes, config):
-    if min(frames, bands) < 16:  # it halves them four times
-        raise InputError(f"config: panns_cnn6 needs 16 or more of both: {frames} frames and n_mels = {bands}.")
-    net = Cnn6(bands, n_classes, augment=config["augment"])
-    if config["pretrained"]:
-        load_published(net, config["checkpoint_path"])
-    return net
+class Cnn6(nn.Module):
+    """Cnn6 of Kong et al., PANNs: Large-scale pretrained audio neural networks for audio pattern recognition, 2020."""
+
+    def __init__(self, frames, bands, n_classes, config):
+        super().__init__()
+        if min(frames, bands) < 16:  # it halves them four times
+            raise InputError(f"config: panns_cnn6 needs 16 or more of both: {frames} frames and n_mels = {bands}.")
+        self.augment = config["augment"]
+        self.bn1 = nn.BatchNorm2d(bands)
+        self.conv_block1 = conv_block(1, 64)
+        self.conv_block2 = conv_block(64, 128)
+        self.conv_block3 = conv_block(128, 256)
+        self.conv_block4 = conv_block(256, 512)
+        self.dropout = Dropout(0.5)
+        self.fc1 = nn.Linear(512, 512)
+        self.fc_esc50 = nn.Linear(512, n_classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc_esc50.bias)
+        if config["pretrained"]:
+            load_published(self, config["checkpoint_path"])
+
+    def forward(self, x):
+        x = self.bn1(x.transpose(1, 3)).transpose(1, 3)  # (batch, 1, frames, bands)
+        if self.training and self.augment:  # up to 64 frames and 8 bands of each example are 0
+            x = torchaudio.functional.mask_along_axis_iid(x, mask_param=64, mask_value=0.0, axis=2)
+            x = torchaudio.functional.mask_along_axis_iid(x, mask_param=8, mask_value=0.0, axis=3)
+        x = self.conv_block4(self.conv_block3(self.conv_block2(self.conv_block1(x))))
+        x = x.mean(dim=3)  # (batch, 512, frames // 16)
+        x = x.amax(dim=2) + x.mean(dim=2)  # (batch, 512)
+        x = self.dropout(F.relu(self.fc1(self.dropout(x))))  # (batch, 512)
+        return self.fc_esc50(x)
 
 
 def one_hot_cross_entropy(logits, labels):
@@ -106,7 +123,7 @@ MODELS = {  # model_name: (front end, head, loss of logits and labels)
     "mel_bn_linear_net": (log_mel, partial(linear, normalize=True, dropout=True), F.cross_entropy),
     "mel_mlp_net": (log_mel, partial(mlp, hidden=32, dropout=True), F.cross_entropy),
     "mel_conv_net": (log_mel, convolution, F.cross_entropy),
-    "panns_cnn6": (log_mel, cnn6, one_hot_cross_entropy),
+    "panns_cnn6": (log_mel, Cnn6, one_hot_cross_entropy),
 }
 
 
@@ -130,9 +147,8 @@ class Dropout(nn.Dropout):
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        mask = torch.empty_like(x, requires_grad=False)
-        in_memory_order = mask.as_strided((x.numel(),), (1,))
-        torch.ge(bits[: x.numel()], round(self.p * 2**16) - 2**15, out=in_memory_order)
+        mask = torch.empty_like(x, requires_grad=False)  # filled in the order of memory
+        torch.ge(bits[: x.numel()], round(self.p * 2**16) - 2**15, out=mask.as_strided((x.numel(),), (1,)))
         return x * mask.div_(1 - self.p)
 
 
@@ -140,76 +156,29 @@ class BandNorm(nn.BatchNorm1d):
     """Batch norm over frequency bands, input and output shape = (batch, 1, frames, bands)."""
 
     def forward(self, x):
-        bands_second = x.squeeze(1).transpose(1, 2)  # (batch, bands, frames)
-        return super().forward(bands_second).transpose(1, 2).unsqueeze(1)
-
-
-class Cnn6(nn.Module):
-    """Cnn6 of Kong et al., "PANNs: Large-scale pretrained audio neural networks for audio pattern recognition", 2020.
-
-    Input shape = (batch, 1, time, mel), output logits, shape = (batch, n_classes). augment masks up to 64 frames and up
-    to 8 mel bands of every training example with 0.
-    """
-
-    def __init__(self, n_mels, n_classes, augment=False):
-        super().__init__()
-        self.augment = augment
-        self.bn1 = nn.BatchNorm2d(n_mels)
-        self.conv_block1 = conv_block(1, 64)
-        self.conv_block2 = conv_block(64, 128)
-        self.conv_block3 = conv_block(128, 256)
-        self.conv_block4 = conv_block(256, 512)
-        self.dropout = Dropout(0.5)
-        self.fc1 = nn.Linear(512, 512)
-        self.fc_esc50 = nn.Linear(512, n_classes)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(self.fc1.bias)
-        nn.init.zeros_(self.fc_esc50.bias)
-
-    def forward(self, x):
-        x = self.bn1(x.transpose(1, 3)).transpose(1, 3)  # (batch, 1, time, mel)
-        if self.training and self.augment:
-            x = torchaudio.functional.mask_along_axis_iid(x, mask_param=64, mask_value=0.0, axis=2)
-            x = torchaudio.functional.mask_along_axis_iid(x, mask_param=8, mask_value=0.0, axis=3)
-        x = self.conv_block4(self.conv_block3(self.conv_block2(self.conv_block1(x))))
-        x = x.mean(dim=3)  # (batch, 512, time // 16)
-        x = x.amax(dim=2) + x.mean(dim=2)  # (batch, 512)
-        x = self.dropout(F.relu(self.fc1(self.dropout(x))))  # (batch, 512)
-        return self.fc_esc50(x)
+        return super().forward(x.squeeze(1).transpose(1, 2)).transpose(1, 2).unsqueeze(1)
 
 
 def conv_block(in_channels, out_channels):
-    """Shape = (batch, in_channels, time, mel) to (batch, out_channels, time // 2, mel // 2)."""
-    layers = {
-        "conv1": nn.Conv2d(in_channels, out_channels, kernel_size=5, padding=2, bias=False),
-        "bn1": nn.BatchNorm2d(out_channels),
-        "relu": nn.ReLU(inplace=True),
-        "pool": nn.AvgPool2d(2),
-        "dropout": Dropout(DROPOUT),
-    }
-    return nn.Sequential(OrderedDict(layers))
+    """Shape = (batch, in_channels, frames, bands) to (batch, out_channels, frames // 2, bands // 2)."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=5, padding=2, bias=False)
+    named = OrderedDict(conv1=convolution, bn1=nn.BatchNorm2d(out_channels))  # as in the published checkpoint
+    return nn.Sequential(named).extend([nn.ReLU(inplace=True), nn.AvgPool2d(2), Dropout(DROPOUT)])
 
 
 def load_published(net, path):
-    """Fills a Cnn6 with the weights of the published AudioSet checkpoint at path, all but the classifier.
-
-    Raises InputError where there is no such file, or it is not that checkpoint.
-    """
-    if not path or not os.path.isfile(path):
-        raise InputError(f"config: checkpoint_path '{path}' is not a file: fetch {CNN6_CHECKPOINT} and name it.")
+    """Fills a Cnn6 with the weights of the published AudioSet checkpoint at path, all but the classifier."""
     # Beside the weights the file may hold numpy arrays and numbers of the authors' sampler, under numpy 1's names.
     numpy_globals = [np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd")]
     for function in (np._core.multiarray._reconstruct, np._core.multiarray.scalar):
         numpy_globals += [function, (function, f"numpy.core.multiarray.{function.__name__}")]
     try:
         with torch.serialization.safe_globals(numpy_globals):
-            published = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        keys = [key for key in net.state_dict() if not key.startswith("fc_esc50.")]
-        weights = {key: published[re.sub("^bn1", "bn0", key)] for key in keys}
+            published = torch.load(path or "", map_location="cpu", weights_only=True)["model"]
+        weights = {key: published[re.sub("^bn1", "bn0", key)] for key in net.state_dict() if "esc50" not in key}
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("it holds weights that are not numbers")
         net.load_state_dict(weights, strict=False)
     except Exception as error:  # a file of something else can fail in every way
-        raise InputError(f"config: checkpoint_path '{path}' is not {CNN6_CHECKPOINT}: {error!r:.300}") from None
+        reason = f"'{path}' is not {CNN6_CHECKPOINT} ({error!r:.300})"
+        raise InputError(f"config: checkpoint_path {reason}: fetch that and name it.") from None

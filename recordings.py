@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import InputError
-from storage import whole_file
+from storage import whole_file, write_whole
 
 AUDIO_MNIST_FILE = r"data/0*([1-9]|[1-5][0-9]|60)/([0-9])_0*\1_([0-9]+)\.wav"  # speaker, digit, repetition
 ESC50_ENTRY = r"(([1-5])-[0-9]+-[A-Z]-([0-9]|[1-4][0-9]))\.\w+ \2 \3"  # FOLD-CLIP-TAKE-TARGET.wav, fold, target
@@ -34,20 +33,12 @@ class Recordings(NamedTuple):
     clips: np.ndarray  # (n, n_points) float32
     labels: np.ndarray  # (n,) int64
     groups: np.ndarray  # (n,) int64: speaker of audio_mnist, fold of esc50
-    identity: str = ""  # SHA-256 of the three, as identity_of gives it
+    identity: str = ""  # hexadecimal SHA-256 of the bytes of the three
 
 
-def identity_of(clips, labels_and_groups):
-    """The hexadecimal SHA-256 of the bytes of all clips, one after the other, then the labels', then the groups'."""
-    digest = hashlib.sha256()
-    for clip in clips:
-        digest.update(clip)
-    digest.update(labels_and_groups)
-    return digest.hexdigest()
-
-
-def load_recordings(name, dataset, folder, sample_rate, n_points):
+def load_recordings(config, dataset, folder):
     """The Recordings of a Dataset's folder, memory-mapped; makes the cache where it is missing or out of date."""
+    name, sample_rate, n_points = (config[key] for key in ("dataset_name", "resample_rate", "n_points"))
     cache = cache_path(os.environ.get("DMEL_CACHE_DIR") or folder, name, sample_rate, n_points)
     index = {"sample_rate": sample_rate, "n_points": n_points, "rows": list_recordings(dataset, folder)}
     recordings = read_cache(cache, index)
@@ -56,30 +47,32 @@ def load_recordings(name, dataset, folder, sample_rate, n_points):
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(cache.with_suffix(".lock")):  # freed when its process ends, whatever happens to it
-                recordings = read_cache(cache, index) or make_cache(cache, index, dataset, folder)
-        except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
+                recordings = read_cache(cache, index)
+                if recordings is None:
+                    write_cache(cache, index, prepare(index, dataset, folder))
+                    recordings = read_cache(cache, index)
+        except (OSError, MemoryError, NotImplementedError) as error:  # the last where a file system knows no locks
             reason = f"cannot write the cache {cache} ({error})"
             raise InputError(f"{reason}: set DMEL_CACHE_DIR to another folder.") from None
     if recordings is None:
         reason = f"no recordings in '{folder}', and no intact cache {cache}"
         raise InputError(f"{name}: {reason}: run `sh download_data.sh`, or name another data folder.")
     n = len(recordings.clips)
-    if dataset.n_recordings and n < dataset.n_recordings:
+    if n < (dataset.n_recordings or 0):
         print(f"warning: {name}: {n} of {dataset.n_recordings} recordings are there ({folder})", file=sys.stderr)
     return recordings
 
 
 def list_recordings(dataset, folder):
     """Rows [file, bytes, last change in ns, label, group] of a dataset's folder, none where it is missing."""
+    rows = []
     try:
-        listed = dataset.list_files(folder) if (folder / dataset.place).exists() else []
-        rows = [(os.stat(folder / file), file, label, group) for file, label, group in listed]
+        for file, label, group in dataset.list_files(folder) if (folder / dataset.place).exists() else ():
+            status = os.stat(folder / file)
+            rows.append([file, status.st_size, status.st_mtime_ns, label, group])
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}): replace or remove it.") from None
-    for status, file, *_ in rows:
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its writer
-            raise InputError(f"{folder / file}: is a folder or a special file: replace or remove it.")
-    return [[file, status.st_size, status.st_mtime_ns, label, group] for status, file, label, group in rows]
+    return rows
 
 
 def list_audio_mnist(folder):
@@ -90,10 +83,7 @@ def list_audio_mnist(folder):
     files = {}
     for file in sorted(f"data/{place}/{name}" for place in places for name in os.listdir(data / place)):
         match = re.fullmatch(AUDIO_MNIST_FILE, file)
-        clip = match and tuple(map(int, match.groups()))
-        if match and clip not in files:
-            files[clip] = file
-        else:
+        if not match or files.setdefault(tuple(map(int, match.groups())), file) != file:  # which it has already
             others.append(file)
     reason = "are not data/SPEAKER/DIGIT_SPEAKER_REPETITION.wav with speakers 1 to 60, or are there twice"
     tell(others, f"entries of {folder} {reason}, and are left out")
@@ -139,20 +129,19 @@ def read_recording(path, sample_rate):
     import soxr
 
     try:
+        if not os.path.isfile(path):  # to open a pipe would wait for its writer
+            raise ValueError("it is a folder or a special file")
         content = Path(path).read_bytes()
         with soundfile.SoundFile(path) as file:
             samples, recorded_rate = file.read(dtype="float32", always_2d=True), file.samplerate  # (time, channels)
             counted = file.format != "MP3" or b"Xing" in content or b"Info" in content  # and not estimated
             cut_short = is_cut_short(content) or (counted and len(samples) < file.frames)
-    except (soundfile.SoundFileError, OSError, MemoryError, ValueError) as error:  # the last two by a false length
+        mono = samples.mean(axis=1)
+        n_resampled = int(np.ceil(len(mono) * (sample_rate / recorded_rate)))  # as librosa.resample rounds
+        if cut_short or not 0 < n_resampled <= LONGEST or not np.isfinite(mono).all():
+            raise ValueError("it is cut short, empty, too long or has samples that are not numbers")
+    except (soundfile.SoundFileError, OSError, MemoryError, ValueError) as error:  # MemoryError by a false length
         raise InputError(f"{path}: cannot be read as audio ({error}): replace or remove it.") from None
-    mono = samples.mean(axis=1)
-    n_resampled = int(np.ceil(len(mono) * (sample_rate / recorded_rate)))  # as librosa.resample rounds
-    if cut_short or not 0 < n_resampled <= LONGEST or not np.isfinite(mono).all():
-        reason = "is cut short, empty, too long or has samples that are not numbers"
-        raise InputError(f"{path}: {reason}: replace or remove it.")
-    if recorded_rate == sample_rate:
-        return mono
     return pad_at_end(soxr.resample(mono, recorded_rate, sample_rate, quality="HQ"), n_resampled)
 
 
@@ -188,52 +177,46 @@ def read_cache(cache, index):
     """The Recordings in a cache file; None where it is missing or damaged, or made from other rows than the index's."""
     try:
         stored = json.loads(cache.with_suffix(".json").read_text())
-        identity, rows = stored.pop("identity"), index["rows"] or stored["rows"]
-        if stored != index | {"rows": rows}:
-            return None
-        clips, others = np.asarray(np.load(cache, mmap_mode="r")), labels_and_groups(rows)
-        intact = clips.shape == (len(rows), index["n_points"]) and clips.dtype == np.dtype("<f4")
-        intact = intact and identity_of(clips, others) == identity
-    except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError):
+        rows = index["rows"] or stored["rows"]
+        recordings = with_labels(np.asarray(np.load(cache, mmap_mode="r")), rows)
+    except (OSError, ValueError, EOFError, LookupError, TypeError, OverflowError):
         return None
-    return Recordings(clips, *others, identity) if intact else None
-
-
-def labels_and_groups(rows):
-    """The labels and the groups in an index's rows, shape = (2, n) int64."""
-    return np.array([row[3:] for row in rows], np.int64).T.copy()
-
-
-def make_cache(cache, index, dataset, folder):
-    """Reads, resamples and fits the recordings of an index, several at a time; returns what read_cache then gives."""
-    sample_rate, n_points, rows = index["sample_rate"], index["n_points"], index["rows"]
-    for left in cache.parent.glob(f"{cache.stem}.*.tmp"):
-        left.unlink()  # of a process that was killed
-    short = []
-
-    def prepare(row):
-        samples = read_recording(folder / row[0], sample_rate)
-        if dataset.fit is pad_at_end and len(samples) < n_points:  # such clips have one length
-            short.append(row[0])
-        return dataset.fit(samples, n_points)
-
-    with ThreadPool() as pool:
-        write_cache(cache, index, tqdm(pool.imap(prepare, rows), cache.stem, len(rows), unit="clip"))
-    tell(short, f"recordings are shorter than {n_points / sample_rate:g} s, and zeros follow them")
-    return read_cache(cache, index)
+    right = recordings.clips.shape == (len(rows), index["n_points"]) and recordings.clips.dtype == np.dtype("<f4")
+    return recordings if right and stored == index | {"rows": rows, "identity": recordings.identity} else None
 
 
 def write_cache(cache, index, clips):
     """Writes the clips, in the order of the index's rows, and then the index, without which they do not count."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (len(index["rows"]), index["n_points"])}
-
-    def write(clip):
-        clip = np.ascontiguousarray(clip, np.float32)
-        file.write(clip)
-        return clip
-
+    for left in cache.parent.glob(f"{cache.stem}.*.tmp"):
+        left.unlink()  # of a process that was killed
     with whole_file(cache) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        identity = identity_of(map(write, clips), labels_and_groups(index["rows"]))
-    with whole_file(cache.with_suffix(".json")) as file:
-        file.write(json.dumps(index | {"identity": identity}).encode())
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(clips))
+        file.write(clips)  # and not np.save, which does not say that a disk is full
+    identity = with_labels(clips, index["rows"]).identity
+    write_whole(cache.with_suffix(".json"), json.dumps(index | {"identity": identity}))
+
+
+def with_labels(clips, rows):
+    """The Recordings of clips and of the labels and groups in their rows of an index."""
+    labels, groups = np.array([row[3:] for row in rows], np.int64).T.copy()
+    digest = hashlib.sha256(clips)
+    digest.update(labels)
+    digest.update(groups)
+    return Recordings(clips, labels, groups, digest.hexdigest())
+
+
+def prepare(index, dataset, folder):
+    """The recordings of an index, read, resampled and fitted several at a time: shape = (n, n_points) float32."""
+    files, n_points = [row[0] for row in index["rows"]], index["n_points"]
+    clips, short = np.empty((len(files), n_points), np.float32), []
+
+    def prepare_clip(i):
+        samples = read_recording(folder / files[i], index["sample_rate"])
+        if dataset.fit is pad_at_end and len(samples) < n_points:  # such clips have one length
+            short.append(files[i])
+        clips[i] = dataset.fit(samples, n_points)
+
+    with ThreadPool() as pool:
+        list(tqdm(pool.imap(prepare_clip, range(len(files))), total=len(files), unit="clip"))
+    tell(short, f"recordings are shorter than {n_points / index['sample_rate']:g} s, and zeros follow them")
+    return clips

@@ -90,7 +90,7 @@ def complete_data(name, args, folder):
         cache = cache_path(folder / name, name, sample_rate, n_points)
         cache.parent.mkdir(parents=True)
         index = {"sample_rate": sample_rate, "n_points": n_points, "rows": rows}
-        write_cache(cache, index, (clip for clip in recordings.clips))
+        write_cache(cache, index, recordings.clips)
     return folder
 
 
