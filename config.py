@@ -1,9 +1,5 @@
 """Every key of a config with its type, limits, default and meaning; and what all scripts share.
 
-    config = complete({"dataset_name": "time_frequency", ...})  # every key, optional ones at their defaults
-    if __name__ == "__main__":
-        run(main)                                               # a mistake of the user's ends in one sentence
-
 A config describes one trial. A search space of search_spaces.py has the same keys, some of them with several values.
 """
 
@@ -115,13 +111,13 @@ def require(config, who, *keys):
             raise InputError(f"config: key '{key}' is missing: {who} needs it, so add it to the search space.")
 
 
-def plain(value, other=lambda value: value):
-    """A value with numpy's arrays and numbers as Python's, tuples as lists, and what is none of these as other does."""
+def plain(value):
+    """A value with numpy's arrays and numbers as Python's, tuples as lists, and what is none of these as it is."""
     if isinstance(value, dict):
-        return {str(key): plain(part, other) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part, other) for part in value]
-    return plain(value.tolist(), other) if isinstance(value, (np.generic, np.ndarray)) else other(value)
+        return [plain(part) for part in value]
+    return plain(value.tolist()) if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 # Search spaces
@@ -161,14 +157,12 @@ def draw(space, seed):
 
 def describe(space):
     """A search space in plain values that can be written to a file and compared."""
-    from ray.tune.search.sample import Domain, Sampler
 
-    def described(value):
-        if isinstance(value, (Domain, Sampler)):
-            return {type(value).__name__: plain(vars(value), described)}
-        return getattr(value, "__qualname__", value)
+    def described(value):  # a function, or an object such as those of tune.uniform
+        attributes = plain(getattr(value, "__dict__", str(value)))
+        return getattr(value, "__qualname__", {type(value).__name__: attributes})
 
-    return plain(space, described)
+    return json.loads(json.dumps(space, default=described))
 
 
 # For all scripts

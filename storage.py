@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
+from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
 
 from config import InputError
 
@@ -39,26 +39,10 @@ class Storage:
         with open_file(self.path(name)) as file:
             file.write(content.encode() if isinstance(content, str) else content)
 
-    def remove(self, name):
-        """Removes a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self.filesystem.delete_file(self.path(name))
-
     def list(self, name=""):
         """Names of what a folder holds, hidden files left out."""
         files = self.filesystem.get_file_info(FileSelector(self.path(name), allow_not_found=True))
         return sorted(file.base_name for file in files if not file.base_name.startswith("."))
-
-    def rename(self, old, new):
-        """Renames a folder; False where there is none, or nothing in it."""
-        if not self.list(old):
-            return False
-        if self.is_local:
-            os.rename(self.path(old), self.path(new))
-        else:
-            copy_files(self.path(old), self.path(new), self.filesystem, self.filesystem)
-            self.filesystem.delete_dir(self.path(old))
-        return True
 
 
 @contextlib.contextmanager
@@ -77,12 +61,6 @@ def whole_file(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_whole(path, text):
-    """Writes a local text file in one piece."""
-    with whole_file(path) as file:
-        file.write(text.encode())
 
 
 def first_line(error):
