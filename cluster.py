@@ -32,8 +32,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from config import InputError, trial_key
-from storage import first_line
+from config import InputError, first_line, trial_key
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}

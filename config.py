@@ -3,6 +3,7 @@
 A config describes one trial. A search space of search_spaces.py has the same keys, some of them with several values.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,44 @@ Groups = dict[str, list[int]]  # of each part, such as speakers
 
 class InputError(ValueError):
     """Something that the user gave is wrong; the message says what, where and what to do."""
+
+
+def run(main):
+    """Runs a script; what the user can mend, and an interruption, end it with one sentence and an exit code not 0."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{script}: interrupted: the same command continues.")
+    except BrokenPipeError:  # such as produce_tables.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that cannot be written, a storage that is not there
+        sys.exit(f"{script}: {error}: mend that and start again.")
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A binary file to write to, which takes its place at the end; where that fails, nothing is left or changed."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def first_line(error):
+    """What an exception says, in one line."""
+    return " ".join((str(error).strip() or repr(error)).split())[:300]
 
 
 class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
@@ -120,9 +159,6 @@ def plain(value):
     return plain(value.tolist()) if isinstance(value, (np.generic, np.ndarray)) else value
 
 
-# Search spaces
-
-
 def read_search_space(name, max_epochs):
     """The search space in search_spaces.py with the longest name that is part of this name, in plain values."""
     import search_spaces
@@ -163,21 +199,3 @@ def describe(space):
         return getattr(value, "__qualname__", {type(value).__name__: attributes})
 
     return json.loads(json.dumps(space, default=described))
-
-
-# For all scripts
-
-
-def run(main):
-    """Runs a script; what the user can mend, and an interruption, end it with one sentence and an exit code not 0."""
-    script = Path(sys.argv[0]).name
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"{script}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted: the same command continues.")
-    except BrokenPipeError:  # such as produce_tables.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a full disk, a folder that cannot be written, a storage that is not there
-        sys.exit(f"{script}: {error}: mend that and start again.")

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 import datasets
 from config import InputError, run
-from results import EPOCHS, RECORD, TABLE, Experiment
-from storage import Storage
+from results import EPOCHS, RECORD, TABLE, Experiment, Storage
 
 COLUMNS = {"trial": "trial", "training_iteration": "epoch", "lambd_est": "lambd", "time_this_iter_s": "seconds"}
 

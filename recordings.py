@@ -20,8 +20,7 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from config import InputError
-from storage import whole_file
+from config import InputError, whole_file
 
 AUDIO_MNIST_FILE = r"data/0*([1-9]|[1-5][0-9]|60)/([0-9])_0*\1_([0-9]+)\.wav"  # speaker, digit, repetition
 ESC50_ENTRY = r"(([1-5])-[0-9]+-[A-Z]-([0-9]|[1-4][0-9]))\.\w+ \2 \3"  # FOLD-CLIP-TAKE-TARGET.wav, fold, target

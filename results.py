@@ -22,15 +22,50 @@ from typing import Any, Literal
 
 import filelock
 import pydantic
-from pyarrow.fs import copy_files
+from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
-from config import InputError, digest, trial_key
-from storage import Storage, first_line
+from config import InputError, digest, first_line, trial_key, whole_file
 
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
 SCRIPTS = ("dmel.py", "models.py", "train.py", "datasets.py", "recordings.py")  # they make the numbers
 RECORD, TABLE, EPOCHS = "{0}/experiment.json", "{0}/{0}.csv", "{0}/epochs.csv"  # files of an experiment, by its name
 NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+class Storage:
+    """Files below a folder, given as a path or as a URI; raises OSError where one cannot be read or written."""
+
+    def __init__(self, root):
+        try:
+            self.filesystem, path = FileSystem.from_uri(str(root if "://" in str(root) else Path(root).absolute()))
+        except (ValueError, OSError) as error:
+            remedy = "name a folder or a URI that Ray accepts"
+            raise InputError(f"cannot use '{root}' for results ({first_line(error)}): {remedy}.") from None
+        self.root = path.rstrip("/")  # without the settings that a URI has behind ?, or a password before @
+        self.is_local = isinstance(self.filesystem, LocalFileSystem)
+        self.address = self.root if self.is_local else f"{self.filesystem.type_name}://{self.root}"  # for people
+
+    def path(self, name):
+        return f"{self.root}/{name}"
+
+    def read(self, name):
+        """Content of a file as bytes, None where there is none."""
+        try:
+            with self.filesystem.open_input_stream(self.path(name)) as stream:
+                return stream.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name, content):
+        """Replaces a file, whole; content: bytes or text."""
+        open_file = whole_file if self.is_local else self.filesystem.open_output_stream  # where none appears in part
+        with open_file(self.path(name)) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+    def list(self, name=""):
+        """Names of what a folder holds, hidden files left out."""
+        files = self.filesystem.get_file_info(FileSelector(self.path(name), allow_not_found=True))
+        return sorted(file.base_name for file in files if not file.base_name.startswith("."))
 
 
 class Plan(pydantic.BaseModel, strict=True, extra="forbid"):

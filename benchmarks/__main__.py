@@ -27,9 +27,8 @@ import torch
 
 from benchmarks import faults, layer, preparing, training, trials, voices
 from cluster import MEMORY
-from datasets import InputError
+from config import InputError, whole_file
 from results import provenance
-from storage import whole_file
 from summary import markdown_table
 
 PROGRAM = "python -m benchmarks"

@@ -21,8 +21,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from config import InputError
-from storage import whole_file
+from config import InputError, whole_file
 
 SAMPLE_RATE = 48000  # Hz, as AudioMNIST's
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -17,8 +17,7 @@ import search_spaces
 import summary
 import train
 from config import InputError
-from results import Plan
-from storage import Storage
+from results import Plan, Storage
 
 BASELINE = {10.0: 0.60, 35.0: 0.70, 300.0: 0.65}  # test accuracy by initial window, ms
 TRAINED = {10.0: 0.68, 35.0: 0.70, 300.0: 0.64}
