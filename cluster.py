@@ -163,7 +163,7 @@ def fit(trial, configs, experiment, start, args):
         ),
         run_config=tune.RunConfig(
             name=start,
-            storage_path=storage.path(f"{experiment.name}/ray"),
+            storage_path=f"{storage.root}/{experiment.name}/ray",
             storage_filesystem=storage.filesystem,
             callbacks=[console],
             sync_config=tune.SyncConfig(sync_period=SYNC_SECONDS if storage.is_local else 30 * SYNC_SECONDS),

@@ -17,8 +17,6 @@ from pydantic import Field
 
 PARTS = ("train", "valid", "test")  # of a dataset
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Rate = Annotated[float, Field(ge=0)]
-Groups = dict[str, list[int]]  # of each part, such as speakers
 
 
 class InputError(ValueError):
@@ -75,8 +73,8 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     optimized: bool = Field(description="True: window and FFT as long as 6λ needs, False: as the whole clip, always")
     normalize_window: bool = Field(description="divide the window by the root of its energy")
     optimizer_name: Literal["adam", "sgd"] = Field(description="optimizer of the network and of λ")
-    lr_model: Rate = Field(description="learning rate of the network")
-    lr_tf: Rate = Field(description="learning rate of λ")
+    lr_model: float = Field(ge=0, description="learning rate of the network")
+    lr_tf: float = Field(ge=0, description="learning rate of λ")
     batch_size: Count = Field(description="clips per step")
     max_epochs: Count = Field(description="epochs at most")
     patience: Count = Field(description="epochs without a lower validation loss after which a trial ends")
@@ -95,7 +93,7 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
 
     # Options.
     seed: int = Field(0, ge=0, lt=2**63, description="given by main.py: --seed for the first run, then one more each")
-    split: str | Groups | None = Field(None, description="a name in DATASETS, or groups: {'train': [1], 'valid': …}")
+    split: str | dict[str, list[int]] | None = Field(None, description="a name in DATASETS, or {'train': [1], …}")
     augment: bool = Field(False, description="SpecAugment in panns_cnn6")
     pretrained: bool = Field(False, description="start panns_cnn6 from the published AudioSet weights")
     checkpoint_path: str | None = Field(None, description="file with these weights")

@@ -3,8 +3,7 @@
     python predict_test.py --ray_results_dir=ray_results --data_base_dir=data --dataset_name=esc50
 
 Writes RAY_RESULTS_DIR/NAME/NAME.csv, one row per trial: what it reported last, config/<key> for every key of its
-config, logdir, trial_id, training_iteration and test_accuracy (0..1); and beside it epochs.csv, for the figures.
---keep=results copies what tables and figures need into results/NAME, without anything about this machine's folders.
+config, logdir, trial_id, and test_accuracy (0..1); and beside it epochs.csv, for the figures.
 """
 
 import argparse
@@ -71,8 +70,8 @@ def reduced(plan):
     """What is kept of a plan: search space, data, and batches, without the words of commands that name folders."""
     kept = plan.model_dump(include={"search_space", "data", "batches"})
     for batch in kept["batches"]:
-        words = shlex.split(batch["command"])
-        batch["command"] = shlex.join(word for word in words if "/" not in word and "_dir" not in word)
+        words, folders = shlex.split(batch["command"]), ("--ray_root_dir", "--data_dir")
+        batch["command"] = shlex.join(word for word in words if "/" not in word and not word.startswith(folders))
     return kept
 
 

@@ -45,13 +45,10 @@ class Storage:
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
         self.address = self.root if self.is_local else f"{self.filesystem.type_name}://{self.root}"  # for people
 
-    def path(self, name):
-        return f"{self.root}/{name}"
-
     def read(self, name):
         """Content of a file as bytes, None where there is none."""
         try:
-            with self.filesystem.open_input_stream(self.path(name)) as stream:
+            with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
                 return stream.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -59,12 +56,12 @@ class Storage:
     def write(self, name, content):
         """Replaces a file, whole; content: bytes or text."""
         open_file = whole_file if self.is_local else self.filesystem.open_output_stream  # where none appears in part
-        with open_file(self.path(name)) as file:
+        with open_file(f"{self.root}/{name}") as file:
             file.write(content.encode() if isinstance(content, str) else content)
 
     def list(self, name=""):
         """Names of what a folder holds, hidden files left out."""
-        files = self.filesystem.get_file_info(FileSelector(self.path(name), allow_not_found=True))
+        files = self.filesystem.get_file_info(FileSelector(f"{self.root}/{name}", allow_not_found=True))
         return sorted(file.base_name for file in files if not file.base_name.startswith("."))
 
 
@@ -107,11 +104,11 @@ class Experiment:
         if not self.storage.is_local:
             return contextlib.nullcontext()
         try:  # freed when its process ends, in any way
-            lock = filelock.FileLock(self.storage.path(f".{self.name}.lock")).acquire(timeout=0)
+            lock = filelock.FileLock(f"{self.storage.root}/.{self.name}.lock").acquire(timeout=0)
         except filelock.Timeout:
             who, remedy = "another main.py or predict_test.py", "wait for its end, or choose another --name"
             raise InputError(f"{self.address} is in use by {who}: {remedy}.") from None
-        folder = Path(self.storage.path(self.name))
+        folder = Path(self.storage.root, self.name)
         for left in (*folder.glob("*.tmp"), *folder.glob("trials/*.tmp")):  # of writes that were interrupted
             left.unlink(missing_ok=True)
         return lock
@@ -140,7 +137,7 @@ class Experiment:
         aside, storage = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}", self.storage
         if not storage.list(self.name):
             return None
-        old, new = storage.path(self.name), storage.path(aside)
+        old, new = f"{storage.root}/{self.name}", f"{storage.root}/{aside}"
         if storage.is_local:
             os.rename(old, new)
         else:
@@ -186,7 +183,7 @@ class Experiment:
             if text:
                 self.storage.write(name, text)
             else:
-                self.storage.filesystem.delete_file(self.storage.path(name))
+                self.storage.filesystem.delete_file(f"{self.storage.root}/{name}")
 
 
 def scripts():
@@ -201,14 +198,11 @@ def provenance():
     describe = "git describe --always --dirty"  # by a shell, which may find no git
     git = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(["python", *sys.argv]),
         "git_commit": git.stdout.strip() or "not a git checkout",
         "scripts": scripts(),
         "versions": {"python": platform.python_version(), **versions},
-        "hardware": {
-            "machine": platform.platform(),
-            "cpu_cores": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
+        "hardware": {"machine": platform.platform(), "cpu_cores": os.cpu_count(), "gpus": gpus},
     }
