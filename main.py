@@ -164,7 +164,6 @@ def run_trial(config, recordings, experiment, save_seconds, logs):
 
     try:
         train.train(config, datasets.load(config, recordings), report, state)
-        experiment.write_failure(key, None)
     except Exception:
         experiment.write_failure(key, traceback.format_exc())
         raise

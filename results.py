@@ -29,7 +29,6 @@ from config import InputError, digest, first_line, trial_key, whole_file
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
 SCRIPTS = ("dmel.py", "models.py", "train.py", "datasets.py", "recordings.py")  # they make the numbers
 RECORD, TABLE, EPOCHS = "{0}/experiment.json", "{0}/{0}.csv", "{0}/epochs.csv"  # files of an experiment, by its name
-NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 class Storage:
@@ -81,21 +80,19 @@ class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
     def keep_to(self, recordings, name, place):
         """Raises InputError where recordings are not those that the plan was made on; a new plan takes them."""
         found = recordings and {"clips": len(recordings.clips), "identity": recordings.identity}
-        if not self.checksum:
-            self.data = found
-        if found != self.data:
+        if self.checksum and found != self.data:
             there, here = (f"{data['clips']} recordings (hash {data['identity'][:12]})" for data in (self.data, found))
             remedy = "bring the samples and labels of the first ones back, or choose another --name"
             raise InputError(f"{name} was begun on {there}, and '{place}' has {here}: {remedy}.")
+        self.data = found
 
 
 class Experiment:
     """The folder of one experiment, which need not be there yet."""
 
     def __init__(self, results_dir, name):
-        if not NAME.fullmatch(name):
-            allowed = "letters, digits, _ and - make a name, and dots inside it"
-            raise InputError(f"'{name}' cannot be the name of an experiment: {allowed}.")
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name, re.ASCII):
+            raise InputError(f"'{name}' cannot be the name of an experiment: use letters, digits, _, -, dots inside.")
         self.name, self.storage = name, Storage(results_dir)
         self.address = f"{self.storage.address}/{name}"  # for people
 
@@ -177,13 +174,9 @@ class Experiment:
         return ((key, state) for key, state in states if state is not None and state["finished"])
 
     def write_failure(self, key, text):
-        """Leaves word of why a trial failed; without text takes it back."""
-        name = f"{self.name}/trials/{key}.txt"
+        """Leaves word of why a trial failed."""
         with contextlib.suppress(OSError):  # the trial's own failure counts, not that of writing it down
-            if text:
-                self.storage.write(name, text)
-            else:
-                self.storage.filesystem.delete_file(f"{self.storage.root}/{name}")
+            self.storage.write(f"{self.name}/trials/{key}.txt", text)
 
 
 def scripts():

@@ -74,7 +74,6 @@ OTHER_PLANS = {
     "deep": lambda plan: "[" * 100_000,
     "another version": lambda plan: json.dumps(plan | {"version": 2}),
     "a config changed": lambda plan: json.dumps(plan).replace('"lr_model": 0.001', '"lr_model": 0.002'),
-    "seeds changed": lambda plan: json.dumps(plan).replace('"seeds": [0]', '"seeds": [1]'),
     "an earlier layout": lambda plan: json.dumps({"search_space": {}, "batches": [{"folder": "seeds_0-0"}]}),
 }
 
@@ -183,7 +182,6 @@ class Bomb:
 
 
 TRIALS = {
-    "empty": lambda path: path.write_bytes(b""),
     "a pickle": lambda path: path.write_bytes(pickle.dumps(Bomb())),
     "a pickle in PyTorch's format": lambda path: torch.save(Bomb(), path),
     "without a history": lambda path: torch.save({"config": CONFIG, "finished": True, "best_net": {}}, path),
