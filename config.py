@@ -161,8 +161,7 @@ def read_search_space(name, max_epochs):
     """The search space in search_spaces.py with the longest name that is part of this name, in plain values."""
     import search_spaces
 
-    members = vars(search_spaces).items()
-    own = [key for key, value in members if getattr(value, "__module__", None) == search_spaces.__name__]
+    own = [key for key, value in vars(search_spaces).items() if getattr(value, "__module__", "") == "search_spaces"]
     chosen = max((key for key in own if key in name), key=len, default=None)
     if chosen is None:
         raise InputError(f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(own)}.")
