@@ -32,8 +32,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from config import InputError, trial_key
-from storage import first_line
+from config import InputError, first_line, trial_key
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
@@ -164,7 +163,7 @@ def fit(trial, configs, experiment, start, args):
         ),
         run_config=tune.RunConfig(
             name=start,
-            storage_path=storage.path(f"{experiment.name}/ray"),
+            storage_path=f"{storage.root}/{experiment.name}/ray",
             storage_filesystem=storage.filesystem,
             callbacks=[console],
             sync_config=tune.SyncConfig(sync_period=SYNC_SECONDS if storage.is_local else 30 * SYNC_SECONDS),

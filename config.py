@@ -1,12 +1,9 @@
 """Every key of a config with its type, limits, default and meaning; and what all scripts share.
 
-    config = complete({"dataset_name": "time_frequency", ...})  # every key, optional ones at their defaults
-    if __name__ == "__main__":
-        run(main)                                               # a mistake of the user's ends in one sentence
-
 A config describes one trial. A search space of search_spaces.py has the same keys, some of them with several values.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,12 +17,48 @@ from pydantic import Field
 
 PARTS = ("train", "valid", "test")  # of a dataset
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Rate = Annotated[float, Field(ge=0)]
-Groups = dict[str, list[int]]  # of each part, such as speakers
 
 
 class InputError(ValueError):
     """Something that the user gave is wrong; the message says what, where and what to do."""
+
+
+def run(main):
+    """Runs a script; what the user can mend, and an interruption, end it with one sentence and an exit code not 0."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{script}: interrupted: the same command continues.")
+    except BrokenPipeError:  # such as produce_tables.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that cannot be written, a storage that is not there
+        sys.exit(f"{script}: {error}: mend that and start again.")
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A binary file to write to, which takes its place at the end; where that fails, nothing is left or changed."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def first_line(error):
+    """What an exception says, in one line."""
+    return " ".join((str(error).strip() or repr(error)).split())[:300]
 
 
 class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
@@ -40,8 +73,8 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     optimized: bool = Field(description="True: window and FFT as long as 6λ needs, False: as the whole clip, always")
     normalize_window: bool = Field(description="divide the window by the root of its energy")
     optimizer_name: Literal["adam", "sgd"] = Field(description="optimizer of the network and of λ")
-    lr_model: Rate = Field(description="learning rate of the network")
-    lr_tf: Rate = Field(description="learning rate of λ")
+    lr_model: float = Field(ge=0, description="learning rate of the network")
+    lr_tf: float = Field(ge=0, description="learning rate of λ")
     batch_size: Count = Field(description="clips per step")
     max_epochs: Count = Field(description="epochs at most")
     patience: Count = Field(description="epochs without a lower validation loss after which a trial ends")
@@ -60,7 +93,7 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
 
     # Options.
     seed: int = Field(0, ge=0, lt=2**63, description="given by main.py: --seed for the first run, then one more each")
-    split: str | Groups | None = Field(None, description="a name in DATASETS, or groups: {'train': [1], 'valid': …}")
+    split: str | dict[str, list[int]] | None = Field(None, description="a name in DATASETS, or {'train': [1], …}")
     augment: bool = Field(False, description="SpecAugment in panns_cnn6")
     pretrained: bool = Field(False, description="start panns_cnn6 from the published AudioSet weights")
     checkpoint_path: str | None = Field(None, description="file with these weights")
@@ -115,24 +148,20 @@ def require(config, who, *keys):
             raise InputError(f"config: key '{key}' is missing: {who} needs it, so add it to the search space.")
 
 
-def plain(value, other=lambda value: value):
-    """A value with numpy's arrays and numbers as Python's, tuples as lists, and what is none of these as other does."""
+def plain(value):
+    """A value with numpy's arrays and numbers as Python's, tuples as lists, and what is none of these as it is."""
     if isinstance(value, dict):
-        return {str(key): plain(part, other) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part, other) for part in value]
-    return plain(value.tolist(), other) if isinstance(value, (np.generic, np.ndarray)) else other(value)
-
-
-# Search spaces
+        return [plain(part) for part in value]
+    return plain(value.tolist()) if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def read_search_space(name, max_epochs):
     """The search space in search_spaces.py with the longest name that is part of this name, in plain values."""
     import search_spaces
 
-    members = vars(search_spaces).items()
-    own = [key for key, value in members if getattr(value, "__module__", None) == search_spaces.__name__]
+    own = [key for key, value in vars(search_spaces).items() if getattr(value, "__module__", "") == "search_spaces"]
     chosen = max((key for key in own if key in name), key=len, default=None)
     if chosen is None:
         raise InputError(f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(own)}.")
@@ -161,29 +190,9 @@ def draw(space, seed):
 
 def describe(space):
     """A search space in plain values that can be written to a file and compared."""
-    from ray.tune.search.sample import Domain, Sampler
 
-    def described(value):
-        if isinstance(value, (Domain, Sampler)):
-            return {type(value).__name__: plain(vars(value), described)}
-        return getattr(value, "__qualname__", value)
+    def described(value):  # a function, or an object such as those of tune.uniform
+        attributes = plain(getattr(value, "__dict__", str(value)))
+        return getattr(value, "__qualname__", {type(value).__name__: attributes})
 
-    return plain(space, described)
-
-
-# For all scripts
-
-
-def run(main):
-    """Runs a script; what the user can mend, and an interruption, end it with one sentence and an exit code not 0."""
-    script = Path(sys.argv[0]).name
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"{script}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted: the same command continues.")
-    except BrokenPipeError:  # such as produce_tables.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a full disk, a folder that cannot be written, a storage that is not there
-        sys.exit(f"{script}: {error}: mend that and start again.")
+    return json.loads(json.dumps(space, default=described))

@@ -9,14 +9,13 @@ says why it did not run to the end, 3 it did but some trials failed.
 """
 
 import argparse
-import contextlib
 import os
 import sys
 import time
 import traceback
 
-from config import InputError, describe, draw, read_search_space, run, trial_key
-from results import Damaged, Experiment, Plan, code, provenance, scripts
+from config import InputError, describe, digest, draw, read_search_space, run, trial_key
+from results import Experiment, Plan, provenance, scripts
 
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 SAVING_SHARE = 0.02  # of a trial's time that writing its state may take
@@ -85,8 +84,7 @@ def extend(plan, space, args, experiment):
 
 def last_reports(experiment, plan):
     """What the finished trials reported last, by key."""
-    states = experiment.finished_trials(plan, "its trial is trained anew")
-    return {key: state["history"][-1] for key, state in states}
+    return {key: state["history"][-1] for key, state in experiment.finished_trials(plan)}
 
 
 def train_trials(experiment, plan, is_longer, done, args):
@@ -106,7 +104,6 @@ def train_trials(experiment, plan, is_longer, done, args):
         print(f"{args.name}: what was there is now {aside}")
     if is_longer:
         experiment.write_plan(plan)
-    experiment.clean()
     with cluster.connected(args.ray_address):
         if args.ray_address:
             cluster.check_nodes(experiment, plan)
@@ -148,13 +145,12 @@ def run_trial(config, recordings, experiment, save_seconds, logs):
 
     config, context = config["config"], tune.get_context()
     torch.set_num_threads(max(1, int(context.get_trial_resources().required_resources["CPU"])))
-    key, state = trial_key(config), None
-    with contextlib.suppress(Damaged):  # main.py has said so
-        state = experiment.read_trial(key)
+    key, version = trial_key(config), digest(scripts())[:12]
+    state = experiment.read_trial(key)
     if state is not None and state["finished"]:  # and then its machine went away
         return tune.report(state["history"][-1])
-    earlier = [version for version in (state or {}).get("scripts", []) if version != code()]
-    about = {"scripts": [*earlier, code()], "logdir": f"{logs}/{os.path.basename(context.get_trial_dir())}"}
+    earlier = [other for other in (state or {}).get("scripts", []) if other != version]
+    about = {"scripts": [*earlier, version], "logdir": f"{logs}/{os.path.basename(context.get_trial_dir())}"}
     due = time.monotonic() + save_seconds
 
     def report(row, snapshot):
@@ -168,7 +164,6 @@ def run_trial(config, recordings, experiment, save_seconds, logs):
 
     try:
         train.train(config, datasets.load(config, recordings), report, state)
-        experiment.write_failure(key, None)
     except Exception:
         experiment.write_failure(key, traceback.format_exc())
         raise

@@ -3,8 +3,7 @@
     python predict_test.py --ray_results_dir=ray_results --data_base_dir=data --dataset_name=esc50
 
 Writes RAY_RESULTS_DIR/NAME/NAME.csv, one row per trial: what it reported last, config/<key> for every key of its
-config, logdir, trial_id, training_iteration and test_accuracy (0..1); and beside it epochs.csv, for the figures.
---keep=results copies what tables and figures need into results/NAME, without anything about this machine's folders.
+config, logdir, trial_id, and test_accuracy (0..1); and beside it epochs.csv, for the figures.
 """
 
 import argparse
@@ -15,9 +14,9 @@ import sys
 import pandas as pd
 from tqdm import tqdm
 
+import datasets
 from config import InputError, run
-from results import EPOCHS, RECORD, TABLE, Damaged, Experiment
-from storage import Storage
+from results import EPOCHS, RECORD, TABLE, Experiment, Storage
 
 COLUMNS = {"trial": "trial", "training_iteration": "epoch", "lambd_est": "lambd", "time_this_iter_s": "seconds"}
 
@@ -29,74 +28,63 @@ def main():
     parser.add_argument("--dataset_name", required=True, help="the experiment: --name of main.py")
     parser.add_argument("--keep", metavar="DIR", help="folder to copy what tables and figures need to, as DIR/NAME")
     args = parser.parse_args()
-    import datasets  # as train below, not for --help: torch takes seconds
-
-    experiment, rows, epochs = Experiment(args.ray_results_dir, args.dataset_name), [], []
-    name, table = experiment.name, TABLE.format(experiment.name)
+    name, rows, epochs = args.dataset_name, [], []
+    experiment = Experiment(args.ray_results_dir, name)
     plan = experiment.read_plan()
     if plan is None:
         raise InputError(f"no experiment in {experiment.address}: train it with main.py --name={name}.")
     with experiment.alone():
         recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_base_dir)
         plan.keep_to(recordings, name, args.data_base_dir)
-        states = experiment.finished_trials(plan, "left out, main.py trains it anew")
-        for key, state in tqdm(states, desc=f"testing {name}", unit="trial", total=len(plan.trials)):
+        states = experiment.finished_trials(plan)
+        for key, state in tqdm(states, f"testing {name}", len(plan.trials), unit="trial"):
             try:
                 accuracy = accuracy_of(state, recordings)
-            except Damaged as damage:
-                print(f"warning: {experiment.address}/trials/{key}.pt {damage}: left out", file=sys.stderr)
+            except InputError as error:
+                print(f"warning: {experiment.address}/trials/{key}.pt is left out: {error}", file=sys.stderr)
                 continue
-            epochs += [{"trial": len(rows), **report} for report in state["history"]]
-            rows.append(row(key, state) | {"test_accuracy": accuracy})
-        if others := plan.trials.keys() - {row["trial_id"] for row in rows}:
-            n_failed = sum(map(experiment.has_failed, others))
-            told = f"{n_failed} failed, {len(others) - n_failed} not finished"
-            print(f"warning: {name}: left out of {len(plan.trials)} trials: {told}")
+            history, scripts = state["history"], "+".join(state["scripts"])
+            epochs += [{"trial": len(rows), **report} for report in history]
+            seconds = sum(report["time_this_iter_s"] for report in history)
+            about = {"time_total_s": seconds, "trial_id": key, "logdir": state["logdir"], "scripts": scripts}
+            config = {f"config/{name}": value for name, value in state["config"].items()}
+            rows.append({**history[-1], **about, **config, "test_accuracy": accuracy})
         if not rows:
             raise InputError(f"no finished trial in {experiment.address}: run main.py --name={name} to its end.")
+        if n_missing := len(plan.trials) - len(rows):
+            print(f"warning: {name}: {n_missing} of {len(plan.trials)} trials failed or are not finished: left out")
         trials, epochs = pd.DataFrame(rows), pd.DataFrame(epochs)[[*COLUMNS]].rename(columns=COLUMNS)
         epochs = epochs.to_csv(index=False, float_format="%.5g")
         experiment.storage.write(EPOCHS.format(name), epochs)
-        experiment.storage.write(table, trials.to_csv())
-    print(f"{name}: {len(rows)} trials tested, in {experiment.storage.address}/{table}")
+        experiment.storage.write(TABLE.format(name), trials.to_csv())
+    print(f"{name}: {len(rows)} trials tested, in {experiment.address}/{name}.csv")
     if args.keep:
         kept = Storage(args.keep)
         kept.write(EPOCHS.format(name), epochs)
-        kept.write(table, trials.drop(columns="logdir").to_csv())
+        kept.write(TABLE.format(name), trials.drop(columns="logdir").to_csv())
         kept.write(RECORD.format(name), json.dumps(reduced(plan), indent=2) + "\n")
         print(f"{name}: kept in {kept.address}/{name}")
 
 
 def reduced(plan):
-    """What is kept of a plan: search space, data, and batches, without the flags of main.py that name folders."""
-    folders = argparse.ArgumentParser(add_help=False)
-    for flag in ("--ray_root_dir", "--data_dir"):
-        folders.add_argument(flag)
+    """What is kept of a plan: search space, data, and batches, without the words of commands that name folders."""
     kept = plan.model_dump(include={"search_space", "data", "batches"})
     for batch in kept["batches"]:
-        batch["command"] = shlex.join(folders.parse_known_args(shlex.split(batch["command"]))[1])
+        words, folders = shlex.split(batch["command"]), ("--ray_root_dir", "--data_dir")
+        batch["command"] = shlex.join(word for word in words if "/" not in word and not word.startswith(folders))
     return kept
 
 
-def row(key, state):
-    """The last report of a trial, what is known of it, and its config, flat."""
-    config = {f"config/{name}": value for name, value in state["config"].items()}
-    seconds = sum(report["time_this_iter_s"] for report in state["history"])
-    about = {"time_total_s": seconds, "trial_id": key, "logdir": state["logdir"], "scripts": "+".join(state["scripts"])}
-    return {**state["history"][-1], **about, **config}
-
-
 def accuracy_of(state, recordings):
-    """Accuracy (0..1) of a trial's best network on its test split; raises Damaged where it does not fit its config."""
-    import datasets
-    import train
+    """Accuracy (0..1) of a trial's best network on its test split; InputError where it does not fit its config."""
+    import train  # not for --help: torch takes seconds
 
     config = {**state["config"], "pretrained": False}
     net, loss_function, device = train.prepare(config)
     try:
         net.load_state_dict(state["best_net"])
     except (AttributeError, TypeError, RuntimeError) as error:
-        raise Damaged(f"holds no network of its config ({type(error).__name__})") from None
+        raise InputError(f"it holds no network of its config ({type(error).__name__}).") from None
     data = datasets.load(config, recordings).to(device)
     _, accuracy = train.evaluate(net, loss_function, data, data.splits["test"], config["batch_size"])
     return accuracy

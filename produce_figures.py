@@ -20,7 +20,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from config import InputError, complete, plain, run
-from storage import Storage
+from results import Storage
 from summary import fixed_runs, interval, read_all
 
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito's, for all kinds of eyes

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from config import InputError, run
-from storage import Storage
+from results import Storage
 from summary import EXPERIMENTS, fixed_runs, interval, markdown_table, paired, read_all
 
 VARIED = {"config/trainable", "config/init_lambd", "config/model_name", "config/seed"}  # by the tables themselves

@@ -19,8 +19,7 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from config import InputError
-from storage import whole_file, write_whole
+from config import InputError, whole_file
 
 AUDIO_MNIST_FILE = r"data/0*([1-9]|[1-5][0-9]|60)/([0-9])_0*\1_([0-9]+)\.wav"  # speaker, digit, repetition
 ESC50_ENTRY = r"(([1-5])-[0-9]+-[A-Z]-([0-9]|[1-4][0-9]))\.\w+ \2 \3"  # FOLD-CLIP-TAKE-TARGET.wav, fold, target
@@ -193,7 +192,8 @@ def write_cache(cache, index, clips):
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(clips))
         file.write(clips)  # and not np.save, which does not say that a disk is full
     identity = with_labels(clips, index["rows"]).identity
-    write_whole(cache.with_suffix(".json"), json.dumps(index | {"identity": identity}))
+    with whole_file(cache.with_suffix(".json")) as file:
+        file.write(json.dumps(index | {"identity": identity}).encode())
 
 
 def with_labels(clips, rows):

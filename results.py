@@ -1,11 +1,4 @@
-"""What an experiment leaves in its folder RAY_RESULTS/NAME, written by main.py and read by the scripts after it.
-
-experiment.json   the plan: search space, identity of the data, the config of every trial by its key, how it was run
-trials/KEY.pt     a trial: config, history with a row per epoch, best network, and what it takes to go on with it
-trials/KEY.txt    why the trial failed, where it did
-ray/              what Ray Tune logs of each start, for TensorBoard; nothing else reads it
-NAME.csv          one row per finished trial, by predict_test.py
-epochs.csv        λ and seconds of their epochs, by predict_test.py; trial is the index of NAME.csv
+"""The plan and the trials of an experiment, in its folder RAY_RESULTS/NAME; docs/cluster.md lists all files there.
 
 RAY_RESULTS is a folder, or the URI of any storage that Ray accepts, such as s3://bucket/results. Every file is replaced
 whole, and none is unpickled: what stands in it cannot run.
@@ -30,18 +23,46 @@ from typing import Any, Literal
 
 import filelock
 import pydantic
+from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
-from config import InputError, digest, trial_key
-from storage import Storage, first_line
+from config import InputError, digest, first_line, trial_key, whole_file
 
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
 SCRIPTS = ("dmel.py", "models.py", "train.py", "datasets.py", "recordings.py")  # they make the numbers
 RECORD, TABLE, EPOCHS = "{0}/experiment.json", "{0}/{0}.csv", "{0}/epochs.csv"  # files of an experiment, by its name
-NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
-class Damaged(Exception):
-    """A file of a trial is not what was written; the message says in what way."""
+class Storage:
+    """Files below a folder, given as a path or as a URI; raises OSError where one cannot be read or written."""
+
+    def __init__(self, root):
+        try:
+            self.filesystem, path = FileSystem.from_uri(str(root if "://" in str(root) else Path(root).absolute()))
+        except (ValueError, OSError) as error:
+            remedy = "name a folder or a URI that Ray accepts"
+            raise InputError(f"cannot use '{root}' for results ({first_line(error)}): {remedy}.") from None
+        self.root = path.rstrip("/")  # without the settings that a URI has behind ?, or a password before @
+        self.is_local = isinstance(self.filesystem, LocalFileSystem)
+        self.address = self.root if self.is_local else f"{self.filesystem.type_name}://{self.root}"  # for people
+
+    def read(self, name):
+        """Content of a file as bytes, None where there is none."""
+        try:
+            with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
+                return stream.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name, content):
+        """Replaces a file, whole; content: bytes or text."""
+        open_file = whole_file if self.is_local else self.filesystem.open_output_stream  # where none appears in part
+        with open_file(f"{self.root}/{name}") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+    def list(self, name=""):
+        """Names of what a folder holds, hidden files left out."""
+        files = self.filesystem.get_file_info(FileSelector(f"{self.root}/{name}", allow_not_found=True))
+        return sorted(file.base_name for file in files if not file.base_name.startswith("."))
 
 
 class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
@@ -60,21 +81,19 @@ class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
     def keep_to(self, recordings, name, place):
         """Raises InputError where recordings are not those that the plan was made on; a new plan takes them."""
         found = recordings and {"clips": len(recordings.clips), "identity": recordings.identity}
-        if not self.checksum:
-            self.data = found
-        if found != self.data:
+        if self.checksum and found != self.data:
             there, here = (f"{data['clips']} recordings (hash {data['identity'][:12]})" for data in (self.data, found))
             remedy = "bring the samples and labels of the first ones back, or choose another --name"
             raise InputError(f"{name} was begun on {there}, and '{place}' has {here}: {remedy}.")
+        self.data = found
 
 
 class Experiment:
     """The folder of one experiment, which need not be there yet."""
 
     def __init__(self, results_dir, name):
-        if not NAME.fullmatch(name):
-            allowed = "letters, digits, _ and - make a name, and dots inside it"
-            raise InputError(f"'{name}' cannot be the name of an experiment: {allowed}.")
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name, re.ASCII):
+            raise InputError(f"'{name}' cannot be the name of an experiment: use letters, digits, _, -, dots inside.")
         self.name, self.storage = name, Storage(results_dir)
         self.address = f"{self.storage.address}/{name}"  # for people
 
@@ -82,14 +101,15 @@ class Experiment:
         """A context that keeps other processes out; raises InputError where one is in. A URI has no lock."""
         if not self.storage.is_local:
             return contextlib.nullcontext()
-        lock = filelock.FileLock(self.storage.path(f".{self.name}.lock"))  # freed when its process ends, in any way
-        try:
-            return lock.acquire(timeout=0)
-        except OSError as error:
-            cause = f"cannot write {self.address} ({error}): name another folder"
-            if isinstance(error, filelock.Timeout):
-                cause = f"{self.address} is in use by another main.py or predict_test.py: wait for its end"
-            raise InputError(f"{cause}, or choose another --name.") from None
+        try:  # freed when its process ends, in any way
+            lock = filelock.FileLock(f"{self.storage.root}/.{self.name}.lock").acquire(timeout=0)
+        except filelock.Timeout:
+            who, remedy = "another main.py or predict_test.py", "wait for its end, or choose another --name"
+            raise InputError(f"{self.address} is in use by {who}: {remedy}.") from None
+        folder = Path(self.storage.root, self.name)
+        for left in (*folder.glob("*.tmp"), *folder.glob("trials/*.tmp")):  # of writes that were interrupted
+            left.unlink(missing_ok=True)
+        return lock
 
     def read_plan(self):
         """The Plan, None where there is none."""
@@ -112,11 +132,19 @@ class Experiment:
 
     def move_aside(self):
         """Renames the folder, if there is one, and returns its new name."""
-        aside = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-        return aside if self.storage.rename(self.name, aside) else None
+        aside, storage = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}", self.storage
+        if not storage.list(self.name):
+            return None
+        old, new = f"{storage.root}/{self.name}", f"{storage.root}/{aside}"
+        if storage.is_local:
+            os.rename(old, new)
+        else:
+            copy_files(old, new, storage.filesystem, storage.filesystem)
+            storage.filesystem.delete_dir(old)
+        return aside
 
     def read_trial(self, key):
-        """What write_trial was given, None where there is no such file; raises Damaged where it is something else."""
+        """What write_trial was given, None where there is no such file, or, with a warning, something else in it."""
         import torch  # here and below, as tables do without
 
         try:
@@ -127,9 +155,11 @@ class Experiment:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if broken or trial_key(state["config"]) != key or not {"history", "finished", "best_net"} <= state.keys():
                 raise ValueError("it is not what was written")
+            return state
         except Exception as error:  # a file of something else can fail in every way
-            raise Damaged(f"{self.address}/trials/{key}.pt is damaged ({first_line(error)})") from None
-        return state
+            damage = f"{self.address}/trials/{key}.pt is damaged ({first_line(error)})"
+            print(f"warning: {damage}: left out, main.py trains it anew", file=sys.stderr)
+            return None
 
     def write_trial(self, key, state):
         """Replaces the trial's file; state: tensors and plain values, with config, history, finished and best_net."""
@@ -139,32 +169,15 @@ class Experiment:
         torch.save(state, content)
         self.storage.write(f"{self.name}/trials/{key}.pt", content.getbuffer())
 
-    def finished_trials(self, plan, consequence):
-        """(key, state) of each trial that was trained to its end, one at a time; says what becomes of damaged files."""
-        for key in plan.trials:
-            try:
-                state = self.read_trial(key)
-            except Damaged as damage:
-                print(f"warning: {damage}: {consequence}", file=sys.stderr)
-            else:
-                if state is not None and state["finished"]:
-                    yield key, state
+    def finished_trials(self, plan):
+        """(key, state) of each trial that was trained to its end, one at a time."""
+        states = ((key, self.read_trial(key)) for key in plan.trials)
+        return ((key, state) for key, state in states if state is not None and state["finished"])
 
     def write_failure(self, key, text):
-        """Leaves word of why a trial failed; without text takes it back."""
-        name = f"{self.name}/trials/{key}.txt"
+        """Leaves word of why a trial failed."""
         with contextlib.suppress(OSError):  # the trial's own failure counts, not that of writing it down
-            self.storage.write(name, text) if text else self.storage.remove(name)
-
-    def has_failed(self, key):
-        return self.storage.read(f"{self.name}/trials/{key}.txt") is not None
-
-    def clean(self):
-        """Removes what interrupted writes left."""
-        for folder in (self.name, f"{self.name}/trials"):
-            for name in self.storage.list(folder):
-                if name.endswith(".tmp"):
-                    self.storage.remove(f"{folder}/{name}")
+            self.storage.write(f"{self.name}/trials/{key}.txt", text)
 
 
 def scripts():
@@ -172,27 +185,18 @@ def scripts():
     return {name: hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()[:12] for name in SCRIPTS}
 
 
-def code():
-    """Hash of all scripts that make the numbers."""
-    return digest(scripts())[:12]
-
-
 def provenance():
     """What made a batch: command, versions, git commit, hashes of the scripts, hardware."""
     import torch
 
-    describe = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
-    has_git = shutil.which("git")
-    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() if has_git else ""
+    git, describe = shutil.which("git"), ["-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    commit = subprocess.run([git, *describe], capture_output=True, text=True).stdout.strip() if git else ""
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(["python", *sys.argv]),
         "git_commit": commit or "not a git checkout",
         "scripts": scripts(),
         "versions": {"python": platform.python_version(), **versions},
-        "hardware": {
-            "machine": platform.platform(),
-            "cpu_cores": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
+        "hardware": {"machine": platform.platform(), "cpu_cores": os.cpu_count(), "gpus": gpus},
     }

@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from config import InputError
+from config import InputError, first_line
 from results import EPOCHS, RECORD, TABLE
-from storage import first_line
 
 WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}

@@ -27,9 +27,8 @@ import torch
 
 from benchmarks import faults, layer, preparing, training, trials, voices
 from cluster import MEMORY
-from datasets import InputError
+from config import InputError, whole_file
 from results import provenance
-from storage import write_whole
 from summary import markdown_table
 
 PROGRAM = "python -m benchmarks"
@@ -82,7 +81,8 @@ def measure():
         print(f"{title}\n\n{markdown_table(rows, text)}\n", flush=True)
         report["sections"][name] = {"title": title, "rows": rows}
         if args.output:
-            write_whole(args.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            with whole_file(args.output) as file:
+                file.write(json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from config import InputError
-from storage import whole_file, write_whole
+from config import InputError, whole_file
 
 SAMPLE_RATE = 48000  # Hz, as AudioMNIST's
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -59,7 +58,7 @@ def speak_all(args):
     try:
         for folder in {path.parent for path in paths}:
             folder.mkdir(parents=True, exist_ok=True)
-        write_whole(note, about)
+        note.write_text(about)
         voices = np.random.default_rng(args.seed).permutation(list(product(ACCENTS, VARIANTS)))[:N_SPEAKERS]
         jobs = [(path, clip) for path, clip in zip(paths, clips, strict=True) if not path.exists()]
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -19,8 +19,6 @@ WRONG_PULSES = {
     "lr_model": [-1e-3, "fast", True],
     "lr_tf": [math.nan],
     "batch_size": [0, 12.5, True],
-    "patience": [0],
-    "max_epochs": [0],
     "n_samples": [5],
     "noise_std": [-1, None],
     "sigma_ref": [0, 26],

@@ -17,8 +17,7 @@ import search_spaces
 import summary
 import train
 from config import InputError
-from results import Plan
-from storage import Storage
+from results import Plan, Storage
 
 BASELINE = {10.0: 0.60, 35.0: 0.70, 300.0: 0.65}  # test accuracy by initial window, ms
 TRAINED = {10.0: 0.68, 35.0: 0.70, 300.0: 0.64}
@@ -116,7 +115,6 @@ def test_a_window_is_six_lambdas():
 
 DAMAGED = [  # the file, what is changed in it, and what is told of it
     ("audio_mnist.csv", lambda table: table.replace(",0.68,0.68,", ",0.68,good,", 1), "line 2, column test_accuracy"),
-    ("audio_mnist.csv", lambda table: table.replace(",0.68,0.68,", ",0.68,,", 1), "line 2, column test_accuracy"),
     ("audio_mnist.csv", lambda table: table.replace(",0.68,0.68,", ",0.68,68.0,", 1), "line 2, column test_accuracy"),
     ("audio_mnist.csv", lambda table: table.replace("\n0,-160.0", "\n0,inf"), "line 2, column best_lambd_est"),
     ("audio_mnist.csv", lambda table: table.replace("True", "yes", 1), ""),
@@ -126,7 +124,6 @@ DAMAGED = [  # the file, what is changed in it, and what is told of it
     ("audio_mnist.csv", lambda table: "", ""),
     ("audio_mnist.csv", lambda table: table.replace("test_accuracy", "accuracy"), "test_accuracy"),
     ("epochs.csv", lambda table: table.replace("\n0,3,", "\n0,2,"), "every epoch of every trial"),
-    ("epochs.csv", lambda table: table.replace("\n0,3,", "\n0,x,"), "line 4, column epoch"),
     ("epochs.csv", lambda table: table.replace("\n0,", "\n99,"), "every epoch of every trial"),
     ("experiment.json", lambda plan: plan.replace("n_trials", "n"), ""),
 ]

@@ -166,6 +166,6 @@ def test_failed_trials_do_not_stop_the_rest_and_results_can_lie_at_a_uri(project
     assert reason in told.read_text()
     assert "tiny: all trials are finished" in result.stdout
     output = project.run("run_test_predictions.sh", **settings).stdout
-    assert "tiny_failing: left out of 2 trials: 1 failed, 0 not finished" in output
+    assert "tiny_failing: 1 of 2 trials failed or are not finished" in output
     tables = project.run("produce_tables.py", "--ray_results_dir", settings["RAY_RESULTS_DIR"]).stdout
     assert "% tiny: 4 trials" in tables and "% tiny_failing: 1 trials, of 2: the others failed" in tables

@@ -17,7 +17,7 @@ import produce_tables
 import summary
 from config import InputError
 from dmel import DMEL
-from storage import Storage
+from results import Storage
 
 
 @pytest.fixture
