@@ -120,8 +120,8 @@ def verdicts(tables):
 def test_claims_are_decided_by_paired_differences(output, tmp_path):
     write_experiment(tmp_path)
     tables = output(produce_tables, "--csv", tmp_path / "tables.csv")
-    low, high = summary.interval([8.0 + 0.1 * seed for seed in range(5)])[3:]
-    assert f"| LNet | 10 ms | +8.2 | 5 | {low:.1f} to {high:.1f} |" in tables
+    bounds = summary.Interval([8.0 + 0.1 * seed for seed in range(5)]).bounds()
+    assert f"| LNet | 10 ms | +8.2 | 5 | {bounds} |" in tables
     assert verdicts(tables) == ["holds", "holds", "does not hold", "holds"]
     assert "from the best window, 35 ms" in tables and "as much as 3.0 (3.0 to 3.0)" in tables
     rows = pd.read_csv(tmp_path / "tables.csv")
@@ -243,7 +243,8 @@ def test_curves_show_the_experiments_that_have_them(tmp_path):
     [axis] = produce_figures.accuracy(experiments, None).axes
     assert axis.get_title() == "audio_mnist, n = 5"
     bars = axis.containers[0][2][0].get_segments()[0]  # from 10 ms: the interval of 68 to 72.4 %
-    assert bars[:, 1] == pytest.approx(summary.interval([68.0, 69.1, 70.2, 71.3, 72.4])[3:])
+    values = summary.Interval([68.0, 69.1, 70.2, 71.3, 72.4])
+    assert bars[:, 1] == pytest.approx([values.low, values.high])
     for draw in (produce_figures.convergence, produce_figures.zero_floor):
         axes = draw(experiments, None).axes
         assert [axis.get_title() for axis in axes] == ["audio_mnist", "audio_mnist_zero_floor"]
