@@ -10,10 +10,10 @@ Without --figures, those that cannot be drawn are skipped: dmel and before_after
 import argparse
 import ast
 import io
+from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import numpy as np
-from cycler import cycler
 from matplotlib.artist import setp
 from matplotlib.figure import Figure
 
@@ -22,21 +22,6 @@ from config import InputError, complete, run
 from storage import Storage
 from summary import Interval, fixed_runs, halves, read_all
 
-COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito's, for all kinds of eyes
-LOOKS = cycler(color=COLORS, linestyle=2 * ["-", "--", ":"])
-STYLE = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "legend.frameon": False,
-    "legend.fontsize": 7,
-    "axes.prop_cycle": LOOKS,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "image.aspect": "auto",
-    "image.cmap": "cividis",
-    "image.origin": "lower",
-}
 WIDTH = 7.2  # inches: of a text page, and readable in a README
 LOG_RANGE = 12  # of a log-Mel picture, down from its largest value
 
@@ -53,7 +38,7 @@ def main():
     experiments = read_all(Storage(args.ray_results_dir))
     experiments = {name: results for name, results in experiments.items() if len(results.epochs)}
     output = Storage(args.output_dir)
-    matplotlib.rcParams.update(STYLE)
+    matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
     for name in args.figures or FIGURES:
         try:
             figure = FIGURES[name](experiments, args)
@@ -169,13 +154,11 @@ def curves(shown, height, axis_name, kind=""):
     figure = Figure(figsize=(max(WIDTH * len(shown) / 3, 3.6), height))
     [axes] = figure.subplots(1, len(shown), squeeze=False)
     for axis, results in zip(axes, shown, strict=True):
-        windows = results.trials["init_window"].unique()
-        label = f"{kind}λ, samples" if results.in_samples else f"{kind}window 6λ, ms"
+        windows, unit = results.trials["init_window"].unique(), "λ, samples" if results.in_samples else "window 6λ, ms"
+        about = {"label": kind + unit, "scale": "log", "ticks": windows, "ticklabels": [f"{w:.3g}" for w in windows]}
         epochs = f", {results.trials['epochs'].max():.0f} epochs" if results.trials["cut"].all() else ""
-        axis.set(title=results.name + epochs, **{f"{axis_name}label": label, f"{axis_name}scale": "log"})
-        ticks = getattr(axis, f"{axis_name}axis")
-        ticks.set_ticks(windows, [f"{window:.3g}" for window in windows])
-        ticks.set_ticks([], minor=True)
+        axis.set(title=results.name + epochs, **{axis_name + key: value for key, value in about.items()})
+        axis.minorticks_off()
     return figure, axes
 
 
@@ -184,14 +167,14 @@ def accuracy(experiments, args):
     shown = [results for results in experiments.values() if results.trials["config/trainable"].nunique() == 2]
     figure, axes = curves(shown, 2.8, "x", "initial ")
     for axis, results in zip(axes, shown, strict=True):
-        cells = results.cells()
-        windows = np.array([cell["init_window"].iloc[0] for cell in cells])
+        cells = [halves(cell) for cell in results.cells()]
+        windows = np.array([cell["init_window"].iloc[0] for cell in results.cells()])
         for half, (label, marker, shift) in enumerate((("DMEL", "o", 1.04), ("baseline", "s", 1 / 1.04))):
-            values = [Interval(halves(cell)[half]["accuracy"]) for cell in cells]
+            values = [Interval(cell[half]["accuracy"]) for cell in cells]
             means, highs = np.array([(value.mean, value.high) for value in values]).T
             bars = np.nan_to_num(highs - means)
             axis.errorbar(windows * shift, means, bars, label=label, marker=marker, capsize=3)  # a little apart
-        n = max(len(half) for cell in cells for half in halves(cell))
+        n = max(len(half) for cell in cells for half in cell)
         axis.set(ylabel="test accuracy, %", title=f"{axis.get_title()}, n = {n}")
     axes[0].legend(fontsize=9)
     return figure
@@ -202,14 +185,14 @@ def convergence(experiments, args):
     shown = [results for results in experiments.values() if results.trials["config/trainable"].any()]
     figure, axes = curves(shown, 3.6, "y")
     for axis, results in zip(axes, shown, strict=True):
-        lambds = results.epochs.groupby("trial")["lambd"]
+        windows = results.epochs.groupby("trial")["window"]
         trained = halves(results.trials)[0].groupby(["config/model_name", "init_window"])
-        for ((_, window), trials), look in zip(trained, LOOKS(), strict=False):
+        for ((_, init_window), trials), look in zip(trained, matplotlib.rcParams["axes.prop_cycle"], strict=False):
             for trial in trials.index:
-                axis.plot([window, *(lambds.get_group(trial).abs() * results.unit)], linewidth=0.8, **look)
+                axis.plot([init_window, *windows.get_group(trial)], linewidth=0.8, **look)
             settled = trials["settled"].fillna(np.inf).median()
             end = f"settled by epoch {settled:.0f}" if np.isfinite(settled) else "still moving"
-            axis.plot([], [], **look, label=f"from {window:.3g}: {end}")
+            axis.plot([], [], **look, label=f"from {init_window:.3g}: {end}")
         if "config/sigma_ref" in results.trials:
             sigma = results.trials["config/sigma_ref"].iloc[0]
             axis.axhline(sigma, color="black", linewidth=1, linestyle="-.", label=r"$\sigma_{ref}$")

@@ -92,14 +92,14 @@ def print_tables(results):
 
 def print_notes(results):
     """Prints how many trials there are, and in what they differ beside what the tables tell."""
-    trials, n_started = results.trials, results.n_started
-    unfinished = f", of {n_started}: the others failed or are not finished" if n_started > len(trials) else ""
-    print(f"% {results.name}: {len(trials)} trials{unfinished}")
+    trials, n = results.trials, len(results.trials)
+    unfinished = f", of {results.n_started}: the others failed or are not finished" if results.n_started > n else ""
+    print(f"% {results.name}: {n} trials{unfinished}")
     if n_cut := trials["cut"].sum():
         limits = " or ".join(map(str, sorted(trials["config/max_epochs"].unique())))
-        print(f"% {n_cut} of {len(trials)} trials ended at max_epochs = {limits}, before patience ran out")
+        print(f"% {n_cut} of {n} trials ended at max_epochs = {limits}, before patience ran out")
     for column in trials.filter(like="config/").columns.difference(VARIED, sort=False):
-        if (trials.groupby(["config/model_name", "cell", "config/trainable"])[column].nunique() > 1).any():
+        if (trials.groupby(["config/model_name", "cell", "method"])[column].nunique() > 1).any():
             print(f"% averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}")
     versions = sorted(set(trials.get("scripts", pd.Series(dtype=str)).dropna().astype(str)))
     if len(versions) > 1 or "+" in "".join(versions):

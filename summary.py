@@ -97,19 +97,12 @@ def markdown_table(rows, text=str):
 
 
 class Results(NamedTuple):
-    """What an experiment has brought; trials and epochs have no rows where there are none.
-
-    trials: columns of NAME.csv, by initial window and seed, and model and method, as tables call them; cell, number of
-    the initial window, equal ones to within 1e-6; init_window and window, the initial and the trained one, in ms or
-    samples; init, the former as text; accuracy, percent; seed, of the run; epochs, their number; seconds, median epoch
-    × epochs; settled, the epoch at which λ has (all three not a number without epochs); cut, whether max_epochs ended
-    the trial. epochs: trial (index of NAME.csv), epoch, lambd and seconds of every epoch.
-    """
+    """What an experiment has brought; trials and epochs have no rows where there are none."""
 
     name: str
     n_started: int  # trials, 0 where no plan is there
-    trials: pd.DataFrame = pd.DataFrame()
-    epochs: pd.DataFrame = pd.DataFrame()
+    trials: pd.DataFrame = pd.DataFrame()  # NAME.csv by initial window and seed, and what read_results makes of it
+    epochs: pd.DataFrame = pd.DataFrame()  # epochs.csv by trial and epoch, and window, that of lambd
     in_samples: bool = True  # windows are told as λ, for want of a sample rate to tell them as 6λ in ms
     unit: float = 1.0  # the window that a λ of one sample is told as
 
@@ -149,17 +142,18 @@ def read_results(storage, name):
     trials = trials.assign(
         model=trials["config/model_name"].replace(MODEL_TITLES),
         method=np.where(trials["config/trainable"], "DSPEC" if in_samples else "DMEL", "baseline"),
-        cell=cell,
-        init_window=windows,
+        cell=cell,  # number of the initial window, equal ones to within 1e-6
+        init_window=windows,  # in ms or samples, as all windows
         init=[window_text(in_samples, window) for window in windows],
         window=unit * trials["best_lambd_est"].abs(),
-        accuracy=100 * trials["test_accuracy"],
-        seed=trials["config/seed"],
-        epochs=by_trial.size(),
+        accuracy=100 * trials["test_accuracy"],  # percent
+        seed=trials["config/seed"],  # of the run
+        epochs=by_trial.size(),  # not a number where there is no epochs.csv, as those below
         seconds=by_trial["seconds"].median() * by_trial.size(),
         settled=by_trial["lambd"].agg(settling_epoch),
-        cut=trials["config/max_epochs"].le(by_trial.size()),
+        cut=trials["config/max_epochs"].le(by_trial.size()),  # by max_epochs
     )
+    epochs = epochs.assign(window=unit * epochs["lambd"].abs())
     return Results(name, max(n_started, len(trials)), trials, epochs, in_samples, unit)
 
 
