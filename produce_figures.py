@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import datasets
 from config import InputError, complete, run
 from storage import Storage
-from summary import Interval, fixed_runs, halves, read_all
+from summary import CELL, Interval, fixed_runs, halves, read_all
 
 WIDTH = 7.2  # inches: of a text page, and readable in a README
 LOG_RANGE = 12  # of a log-Mel picture, down from its largest value
@@ -57,11 +57,12 @@ def dmel(experiments, args):
     """The overview: a waveform, and what the network sees of it at the shortest, the trained and the longest window."""
     results, clip = chosen_clip(experiments, args)
     best = halves(results.trials)[0].sort_values("best_valid_acc").iloc[-1]  # chosen without the test split
-    trained = abs(best["best_lambd_est"])
-    lambds = sorted([trained, *results.trials["config/init_lambd"].agg(["min", "max"])])
-    shown = [("waveform", None), *((f"{results.unit * lambd:.0f} ms", lambd) for lambd in lambds)]
+    trained = best[["window", "best_lambd_est"]].tolist()
+    ends = results.trials[["init_window", "config/init_lambd"]].iloc[[0, -1]].to_numpy().tolist()
+    windows = sorted([trained, *ends])
+    shown = [("waveform", None), *((f"{window:.0f} ms", lambd) for window, lambd in windows)]
     figure, [axes] = pictures(config_of(best), [clip], [shown], 2.2)
-    axis = axes[1 + lambds.index(trained)]
+    axis = axes[1 + windows.index(trained)]
     axis.set_title(f"{axis.get_title()}, trained", color="C0", weight="bold")
     for spine in axis.spines.values():
         spine.set(visible=True, color="C0", linewidth=2.5)
@@ -71,11 +72,11 @@ def dmel(experiments, args):
 def before_after(experiments, args):
     """What the network sees of a clip before and after training, for every initial window."""
     results, clip = chosen_clip(experiments, args)
-    trials = halves(results.trials)[0].groupby(["config/model_name", "cell"]).head(1)  # in the order of windows
-    states = {"before": trials["config/init_lambd"], "after": trials["best_lambd_est"].abs()}
+    trials = halves(results.trials)[0].groupby(CELL).head(1)
+    before, after = trials[["init_window", "config/init_lambd"]], trials[["window", "best_lambd_est"]]
     shown = [
-        [(f"{state} training: {results.unit * lambd:.0f} ms", lambd) for lambd in lambds]
-        for state, lambds in states.items()
+        [(f"before training: {window:.0f} ms", lambd) for window, lambd in before.to_numpy()],
+        [(f"after training: {window:.0f} ms", lambd) for window, lambd in after.to_numpy()],
     ]
     return pictures(config_of(trials.iloc[0]), [clip, clip], shown, 3.8)[0]
 
@@ -113,7 +114,7 @@ def config_of(trial):
     """The config of a trial, a row of the table; what the table leaves empty is left out."""
     columns = trial.filter(like="config/").dropna()
     config = {column.removeprefix("config/"): value for column, value in columns.items()} | {"pretrained": False}
-    if config.get("split", "").startswith("{"):  # groups, not a name
+    if str(config.get("split")).startswith("{"):  # groups, not a name
         config["split"] = ast.literal_eval(config["split"])
     return complete(config)
 
@@ -125,22 +126,21 @@ def pictures(config, clips, rows, height):
     """
     from models import build  # here, as other figures do without torch
 
-    layer, is_recording = build(config)[0].spectrogram_layer, config["resample_rate"] is not None
-    is_mel, rate = hasattr(layer, "n_mels"), config["resample_rate"] or 1
+    layer = build(config)[0].spectrogram_layer.requires_grad_(False)
+    is_mel, is_recording, rate = hasattr(layer, "n_mels"), bool(config["resample_rate"]), config["resample_rate"] or 1
     bands = "mel band" if is_mel else "frequency, Hz" if is_recording else "cycles per sample"
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=True)
     for clip, row, shown in zip(clips, axes, rows, strict=True):
         for axis, (title, lambd) in zip(row, shown, strict=True):
+            axis.set(title=title, ylabel="amplitude" if lambd is None else bands)
             if lambd is None:
-                axis.set(title=title, ylabel="amplitude")
                 axis.plot(np.arange(len(clip)) / rate, clip / clip.abs().max(), "k", linewidth=0.6)
                 continue
-            layer.requires_grad_(False).lambd.fill_(lambd)
+            layer.lambd.fill_(lambd)
             features = layer(clip).numpy()  # (bands, frames)
             extent = (0, len(clip) / rate, 0, layer.n_mels if is_mel else rate / 2)
             axis.imshow(features, extent=extent, vmin=features.max() - LOG_RANGE if is_mel and layer.log else None)
-            axis.set(title=title, ylabel=bands)
     setp(axes[-1], xlabel="time, s" if is_recording else "time, samples")
     n_labelled = 2 if rows[0][0][1] is None else 1
     setp(axes[:, n_labelled:], ylabel="", yticklabels=[])  # which have the scale of the panel to the left
@@ -167,14 +167,14 @@ def accuracy(experiments, args):
     shown = [results for results in experiments.values() if results.trials["config/trainable"].nunique() == 2]
     figure, axes = curves(shown, 2.8, "x", "initial ")
     for axis, results in zip(axes, shown, strict=True):
-        cells = [halves(cell) for cell in results.cells()]
-        windows = np.array([cell["init_window"].iloc[0] for cell in results.cells()])
+        cells = results.trials.groupby(CELL)
+        windows, pairs = cells["init_window"].first(), [halves(cell) for _, cell in cells]
         for half, (label, marker, shift) in enumerate((("DMEL", "o", 1.04), ("baseline", "s", 1 / 1.04))):
-            values = [Interval(cell[half]["accuracy"]) for cell in cells]
+            values = [Interval(pair[half]["accuracy"]) for pair in pairs]
             means, highs = np.array([(value.mean, value.high) for value in values]).T
-            bars = np.nan_to_num(highs - means)
-            axis.errorbar(windows * shift, means, bars, label=label, marker=marker, capsize=3)  # a little apart
-        n = max(len(half) for cell in cells for half in cell)
+            bars, apart = np.nan_to_num(highs - means), windows * shift
+            axis.errorbar(apart, means, bars, label=label, marker=marker, capsize=3)
+        n = max(len(half) for pair in pairs for half in pair)
         axis.set(ylabel="test accuracy, %", title=f"{axis.get_title()}, n = {n}")
     axes[0].legend(fontsize=9)
     return figure
@@ -186,8 +186,8 @@ def convergence(experiments, args):
     figure, axes = curves(shown, 3.6, "y")
     for axis, results in zip(axes, shown, strict=True):
         windows = results.epochs.groupby("trial")["window"]
-        trained = halves(results.trials)[0].groupby(["config/model_name", "init_window"])
-        for ((_, init_window), trials), look in zip(trained, matplotlib.rcParams["axes.prop_cycle"], strict=False):
+        trained = halves(results.trials)[0].groupby(CELL)
+        for ((*_, init_window, _), trials), look in zip(trained, matplotlib.rcParams["axes.prop_cycle"], strict=False):
             for trial in trials.index:
                 axis.plot([init_window, *windows.get_group(trial)], linewidth=0.8, **look)
             settled = trials["settled"].fillna(np.inf).median()

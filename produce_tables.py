@@ -16,7 +16,7 @@ import pandas as pd
 
 from config import InputError, run
 from storage import Storage
-from summary import EXPERIMENTS, Interval, fixed_runs, halves, markdown_table, paired, read_all, window_text
+from summary import CELL, Interval, differences, fixed_runs, halves, markdown_table, paired, read_all, window_text
 
 VARIED = {"config/trainable", "config/init_lambd", "config/model_name", "config/seed"}  # by the tables themselves
 MIN_RUNS = 5  # fewer do not decide a claim
@@ -45,7 +45,7 @@ def main():
     for name, results in experiments.items():
         if name in tested:
             rows += print_tables(results)
-        elif name in EXPERIMENTS or results.n_started:
+        else:
             print(f"% {name}: no results yet\n")
     for first, second in args.compare:
         print(f"{second} − {first} (95 % interval):\n\n{markdown_table(comparison(tested[first], tested[second]))}\n")
@@ -63,30 +63,25 @@ def print_tables(results):
     latex = [rf"Model & {symbol % 'init'} & {symbol % 'est'} & Method & Accuracy \\", r"\hline \hline"]
     headings = ("Model", init, est, "Method", "Accuracy, %", "n", "95 % interval")
     markdown, rows = [], []
-    for cell in results.cells():
-        model, number, start = cell[["model", "cell", "init"]].iloc[0]
+    for (_, model, number, _, start), cell in results.trials.groupby(CELL):
         for method, trials in cell.groupby("method"):  # DMEL before baseline
             values, windows = Interval(trials["accuracy"]), trials["window"]
             trained = window_text(results.in_samples, windows.min(), windows.max())
             about = {"model": model, "init": start, "est": start if method == "baseline" else trained, "method": method}
             accuracy = f"{values.mean:.1f}" + (f" ± {values.deviation:.1f}" if values.n > 1 else "")
+            latex.append(" & ".join([*about.values(), rf"${accuracy}$ \\".replace("±", r"\pm")]))
             columns = (*about.values(), accuracy, values.n, values.bounds())
             markdown.append(dict(zip(headings, columns, strict=True)))
-            latex.append(" & ".join([*about.values(), rf"${accuracy}$ \\".replace("±", r"\pm")]))
             rows.append({"experiment": results.name, "cell": number, **about, **vars(values)})
         latex.append(r"\hline")
     print("", *latex, "", markdown_table(markdown), "", sep="\n")
-    differences = [
-        {
-            "Model": cell["model"].iloc[0],
-            "init": cell["init"].iloc[0],
-            "DMEL − baseline, points": f"{values.mean:+z.1f}",
-        }
-        | {"n": values.n, "95 % interval": values.bounds()}
-        for cell, values in results.differences()
+    headings = ("Model", "init", "DMEL − baseline, points", "n", "95 % interval")
+    gains = [
+        dict(zip(headings, (model, init, f"{values.mean:+z.1f}", values.n, values.bounds()), strict=True))
+        for model, init, _, values in differences(results.trials)
     ]
-    if differences:
-        print(f"{markdown_table(differences)}\n")
+    if gains:
+        print(f"{markdown_table(gains)}\n")
     return rows
 
 
@@ -99,7 +94,7 @@ def print_notes(results):
         limits = " or ".join(map(str, sorted(trials["config/max_epochs"].unique())))
         print(f"% {n_cut} of {n} trials ended at max_epochs = {limits}, before patience ran out")
     for column in trials.filter(like="config/").columns.difference(VARIED, sort=False):
-        if (trials.groupby(["config/model_name", "cell", "method"])[column].nunique() > 1).any():
+        if (trials.groupby([*CELL, "method"])[column].nunique() > 1).any():
             print(f"% averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}")
     versions = sorted(set(trials.get("scripts", pd.Series(dtype=str)).dropna().astype(str)))
     if len(versions) > 1 or "+" in "".join(versions):
@@ -108,8 +103,7 @@ def print_notes(results):
 
 def comparison(first, second):
     """second − first for each half of each cell of second, paired by run: accuracy, and the epoch λ settles at."""
-    for (_, _, method), trials in second.trials.groupby(["config/model_name", "cell", "method"]):
-        window, init = trials[["init_window", "init"]].iloc[0]
+    for (*_, window, init, method), trials in second.trials.groupby([*CELL, "method"]):
         same = np.isclose(first.trials["init_window"], window, rtol=0, atol=SAME_WINDOW)
         same &= first.trials["config/trainable"] == (method != "baseline")
         same &= first.in_samples == second.in_samples
@@ -123,17 +117,17 @@ def comparison(first, second):
 
 def claims(results):
     """Claims of the paper: (claim, what was measured, its Interval, the numbers between which the claim holds)."""
-    differences = results.differences()
-    baselines = [halves(cell)[1]["accuracy"].mean() for cell, _ in differences]
-    for (cell, values), baseline in zip(differences, baselines, strict=True):
+    gains = list(differences(results.trials))
+    best = max((baseline for _, _, baseline, _ in gains), default=0)
+    for _, init, baseline, values in gains:
         least, claim = 0, "more accurate than the baseline from a poor window"
-        if baseline == max(baselines) and len(baselines) > 1:
+        if baseline == best and len(gains) > 1:
             least = -ABOUT_THE_SAME
             claim = f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best window"
-        yield f"{claim}, {cell['init'].iloc[0]}", f"{values:+z.1f} points", values, least, np.inf
+        yield f"{claim}, {init}", f"{values:+z.1f} points", values, least, np.inf
     if "config/sigma_ref" in results.trials and results.in_samples:
         sigma = results.trials["config/sigma_ref"].iloc[0]
-        for (_, window), trials in halves(results.trials)[0].groupby(["config/model_name", "init_window"]):
+        for (*_, window, _), trials in halves(results.trials)[0].groupby(CELL):
             if not sigma / NEAR < window < sigma * NEAR:
                 values = Interval(trials["window"])
                 claim = f"comes near λ = {sigma:g} from {window:.1f}"

@@ -34,6 +34,7 @@ COLUMNS = {  # of NAME.csv, and the limits of their numbers
     "test_accuracy": (0, 1),
 }
 OPTIONAL = {"config/resample_rate", "config/sigma_ref"}  # of some datasets
+CELL = ["config/model_name", "model", "cell", "init_window", "init"]  # what its trials share
 EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": (-1e9, 1e9), "seconds": (0, 1e9)}
 
 
@@ -70,6 +71,17 @@ def paired(first, second, column, relation=operator.sub):
     return Interval(relation(first, second).dropna())
 
 
+def differences(trials):
+    """(model, initial window, accuracy of the baseline, Interval of DMEL − baseline) of each cell with both halves.
+
+    In percent and points; the differences are paired by seed.
+    """
+    for (_, model, _, _, init), cell in trials.groupby(CELL):
+        trained, fixed = halves(cell)
+        if (values := paired(trained, fixed, "accuracy")).n:
+            yield model, init, fixed["accuracy"].mean(), values
+
+
 def fixed_runs(trials):
     """Interval of how many fixed windows a DMEL run costs, by seed: mean seconds over the initial windows of each."""
     return paired(*halves(trials), "seconds", operator.truediv)
@@ -104,22 +116,13 @@ class Results(NamedTuple):
     trials: pd.DataFrame = pd.DataFrame()  # NAME.csv by initial window and seed, and what read_results makes of it
     epochs: pd.DataFrame = pd.DataFrame()  # epochs.csv by trial and epoch, and window, that of lambd
     in_samples: bool = True  # windows are told as λ, for want of a sample rate to tell them as 6λ in ms
-    unit: float = 1.0  # the window that a λ of one sample is told as
-
-    def cells(self):
-        """The trials of every model and initial window, by both."""
-        return [trials for _, trials in self.trials.groupby(["config/model_name", "cell"])]
-
-    def differences(self):
-        """(trials, Interval of DMEL − baseline in accuracy, points, paired by seed) of each cell with both halves."""
-        pairs = ((cell, paired(*halves(cell), "accuracy")) for cell in self.cells())
-        return [(cell, values) for cell, values in pairs if values.n]
 
 
 def read_all(storage):
-    """Results by name: the paper's experiments in its order, then all others that there are, by name."""
+    """Results by name: the paper's experiments in its order, then all others that were begun, by name."""
     others = [name for name in storage.list() if name not in EXPERIMENTS and not MOVED_ASIDE.search(name)]
-    return {name: read_results(storage, name) for name in (*EXPERIMENTS, *others)}
+    experiments = {name: read_results(storage, name) for name in (*EXPERIMENTS, *others)}
+    return {name: results for name, results in experiments.items() if name in EXPERIMENTS or results.n_started}
 
 
 def read_results(storage, name):
@@ -135,7 +138,7 @@ def read_results(storage, name):
     no_epochs = pd.DataFrame(columns=list(EPOCH_COLUMNS), dtype=float)
     epochs = read(storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials.index), no_epochs)
     in_samples = "config/resample_rate" not in trials
-    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]
+    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]  # the window of λ = 1
     by_trial, lambds = epochs.groupby("trial"), trials["config/init_lambd"]
     cell = (lambds.diff() > 1e-6 * lambds).cumsum()
     windows = unit * lambds.groupby(cell).transform("first")
@@ -154,7 +157,7 @@ def read_results(storage, name):
         cut=trials["config/max_epochs"].le(by_trial.size()),  # by max_epochs
     )
     epochs = epochs.assign(window=unit * epochs["lambd"].abs())
-    return Results(name, max(n_started, len(trials)), trials, epochs, in_samples, unit)
+    return Results(name, max(n_started, len(trials)), trials, epochs, in_samples)
 
 
 def read(storage, name, parse, absent=None):

@@ -74,7 +74,7 @@ def test_epoch_at_which_lambda_settles():
 def test_cells_have_a_trained_and_a_fixed_half(tmp_path):
     write_experiment(tmp_path, n_runs=2)
     results = summary.read_results(Storage(tmp_path), "audio_mnist")
-    trials, cells = results.trials, results.cells()
+    trials, cells = results.trials, [cell for _, cell in results.trials.groupby(summary.CELL)]
     assert results.n_started == 12 and set(trials["epochs"]) == {100} and not trials["cut"].any()
     assert [cell["init_window"].iloc[0] for cell in cells] == pytest.approx([10, 35, 300])
     for trained, fixed in map(summary.halves, cells):
@@ -82,7 +82,7 @@ def test_cells_have_a_trained_and_a_fixed_half(tmp_path):
         assert trained["window"].tolist() == pytest.approx([120] * 2)
         assert fixed["window"].tolist() == pytest.approx(fixed["init_window"].tolist())
         assert trained["settled"].between(30, 40).all()
-    assert [values.mean for _, values in results.differences()] == pytest.approx([8.05, 0.05, -0.95])
+    assert [values.mean for *_, values in summary.differences(trials)] == pytest.approx([8.05, 0.05, -0.95])
     ratio = summary.fixed_runs(trials)
     assert (ratio.n, ratio.mean) == pytest.approx((2, 3.0))  # the epoch that starts up does not count
 
@@ -92,7 +92,7 @@ def test_without_epochs_only_what_they_tell_is_missing(tmp_path):
     (tmp_path / "audio_mnist" / "epochs.csv").unlink()
     results = summary.read_results(Storage(tmp_path), "audio_mnist")
     assert results.epochs.empty and results.trials[["epochs", "seconds", "settled"]].isna().all(axis=None)
-    assert len(results.differences()) == 3 and summary.fixed_runs(results.trials).n == 0
+    assert len(list(summary.differences(results.trials))) == 3 and summary.fixed_runs(results.trials).n == 0
     assert summary.read_results(Storage(tmp_path), "esc50").trials.empty
 
 
