@@ -34,15 +34,12 @@ COLUMNS = {  # of NAME.csv, and the limits of their numbers
     "test_accuracy": (0, 1),
 }
 OPTIONAL = {"config/resample_rate", "config/sigma_ref"}  # of some datasets
-CELL = ["config/model_name", "model", "cell", "init_window", "init"]  # what its trials share
 EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": (-1e9, 1e9), "seconds": (0, 1e9)}
+CELL = ["config/model_name", "model", "cell", "init_window", "init"]  # what its trials share
 
 
 class Interval:
-    """Mean of n values, their standard deviation (n − 1), and the 95 % interval of the mean by Student's t.
-
-    What one value or none cannot tell is not a number.
-    """
+    """Mean of n values, standard deviation (n − 1), 95 % interval of the mean by Student's t; NaN for too few."""
 
     def __init__(self, values):
         values = pd.Series(values, dtype=float)
@@ -67,15 +64,12 @@ def halves(trials):
 
 def paired(first, second, column, relation=operator.sub):
     """Interval of first − second, or another relation, in a column of trials, one for each seed that both have."""
-    first, second = (trials.groupby("seed")[column].mean() for trials in (first, second))
+    first, second = (trials.groupby("config/seed")[column].mean() for trials in (first, second))
     return Interval(relation(first, second).dropna())
 
 
 def differences(trials):
-    """(model, initial window, accuracy of the baseline, Interval of DMEL − baseline) of each cell with both halves.
-
-    In percent and points; the differences are paired by seed.
-    """
+    """(model, window, accuracy of the baseline, Interval of DMEL − it, paired by seed) of cells with both halves."""
     for (_, model, _, _, init), cell in trials.groupby(CELL):
         trained, fixed = halves(cell)
         if (values := paired(trained, fixed, "accuracy")).n:
@@ -150,7 +144,6 @@ def read_results(storage, name):
         init=[window_text(in_samples, window) for window in windows],
         window=unit * trials["best_lambd_est"].abs(),
         accuracy=100 * trials["test_accuracy"],  # percent
-        seed=trials["config/seed"],  # of the run
         epochs=by_trial.size(),  # not a number where there is no epochs.csv, as those below
         seconds=by_trial["seconds"].median() * by_trial.size(),
         settled=by_trial["lambd"].agg(settling_epoch),
@@ -175,7 +168,7 @@ def parse_trials(content):
     """The table in NAME.csv, by initial window and seed."""
     trials = parse_table(content, COLUMNS, index_col=0, dtype={"config/trainable": bool})
     wrong = trials.index.duplicated() | trials.duplicated(list(trials.filter(like="config/")))
-    wrong |= trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
+    wrong |= trials["config/model_name"].isna()
     if wrong.any():
         raise ValueError(f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already")
     return trials.sort_values(["config/init_lambd", "config/seed"])

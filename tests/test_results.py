@@ -78,7 +78,7 @@ def test_cells_have_a_trained_and_a_fixed_half(tmp_path):
     assert results.n_started == 12 and set(trials["epochs"]) == {100} and not trials["cut"].any()
     assert [cell["init_window"].iloc[0] for cell in cells] == pytest.approx([10, 35, 300])
     for trained, fixed in map(summary.halves, cells):
-        assert trained["config/trainable"].tolist() == [True] * 2 and trained["seed"].tolist() == [0, 1]
+        assert trained["config/trainable"].tolist() == [True] * 2 and trained["config/seed"].tolist() == [0, 1]
         assert trained["window"].tolist() == pytest.approx([120] * 2)
         assert fixed["window"].tolist() == pytest.approx(fixed["init_window"].tolist())
         assert trained["settled"].between(30, 40).all()
@@ -122,7 +122,9 @@ DAMAGED = [  # the file, what is changed in it, and what is told of it
     ("audio_mnist.csv", lambda table: table.replace("\n0,-160.0", "\n0,inf"), "line 2, column best_lambd_est"),
     ("audio_mnist.csv", lambda table: table.replace("True", "yes", 1), ""),
     ("audio_mnist.csv", lambda table: table.replace(",True,1,", ",True,one,", 1), "line 3, column config/seed"),
-    ("audio_mnist.csv", lambda table: table + table.splitlines()[1] + "\n", "line 32 .* stands above"),
+    ("audio_mnist.csv", lambda table: table.replace("\n1,", "\n0,", 1), "line 3 .* stands above"),
+    ("audio_mnist.csv", lambda table: table.replace(",True,1,", ",True,0,", 1), "line 3 .* stands above"),
+    ("audio_mnist.csv", lambda table: table.replace("mel_linear_net", "", 1), "line 2 lacks its model"),
     ("audio_mnist.csv", lambda table: table[:-3], "cut off"),
     ("audio_mnist.csv", lambda table: "", ""),
     ("audio_mnist.csv", lambda table: table.replace("test_accuracy", "accuracy"), "test_accuracy"),
@@ -163,4 +165,4 @@ def test_mutated_tables_are_numbers_or_refused(tmp_path_factory, data):
         assert "audio_mnist.csv" in str(error) and "\n" not in str(error)
     else:
         assert trials["accuracy"].between(0, 100).all() and np.isfinite(trials["window"]).all()
-        assert not trials.duplicated(["config/model_name", "cell", "config/trainable", "seed"]).any()
+        assert not trials.duplicated(["config/model_name", "cell", "config/trainable", "config/seed"]).any()

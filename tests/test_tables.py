@@ -104,15 +104,6 @@ def test_without_results_tables_name_the_folder(output, tmp_path):
         output(produce_tables)
 
 
-@pytest.mark.parametrize("changed", [{"": [0, 0]}, {"config/seed": 0}])
-def test_a_trial_that_is_there_twice_is_refused(output, tmp_path, changed):
-    write_csv(tmp_path, "esc50", [(5.0, False, 5.0, 0.5, 0), (5.0, False, 5.0, 0.7, 1)])
-    path = tmp_path / "esc50" / "esc50.csv"
-    pd.read_csv(path).rename(columns={"Unnamed: 0": ""}).assign(**changed).to_csv(path, index=False)
-    with pytest.raises(InputError, match=r"line 3 .* stands above already"):
-        output(produce_tables)
-
-
 def verdicts(tables):
     return [line.split(" | ")[-1].strip(" |") for line in tables.splitlines() if line.startswith("| audio_mnist")]
 
@@ -189,14 +180,7 @@ def test_figures_are_drawn_or_said_to_be_skipped(output, tmp_path, recordings):
     change_table(tmp_path, **CONFIG)
     flags = ["--output_dir", tmp_path / "figures", "--data_base_dir"]
     told = output(produce_figures, *flags, tmp_path)
-    names = [
-        "accuracy.pdf",
-        "accuracy.png",
-        "convergence.pdf",
-        "convergence.png",
-        "time_complexity.pdf",
-        "time_complexity.png",
-    ]
+    names = [f"{name}.{suffix}" for name in ("accuracy", "convergence", "time_complexity") for suffix in ("pdf", "png")]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == names
     assert all(path.stat().st_size > 10000 for path in (tmp_path / "figures").iterdir())
     assert "data_example: skipped: there are no results of time_frequency" in told
