@@ -87,10 +87,9 @@ def data_example(experiments, args):
     if not trials:
         raise InputError("there are no results of time_frequency.")
     config = config_of(trials[0].iloc[0]) | {"seed": 1, "noise_std": 0.1}
-    data = datasets.load(config)
+    data, sigma = datasets.load(config), config["sigma_ref"]
     clips = [data.clips[data.labels == label][0] for label in range(3)]
-    lambds = {rf"$\lambda$ = {n:g} $\sigma_{{ref}}$": n * config["sigma_ref"] for n in (0.2, 1.0, 5.0)}
-    shown = [("waveform", None), *lambds.items()]
+    shown = [("waveform", None), *((rf"$\lambda$ = {n:g} $\sigma_{{ref}}$", n * sigma) for n in (0.2, 1.0, 5.0))]
     figure, axes = pictures(config, clips, [shown, *2 * [[("", lambd) for _, lambd in shown]]], 5.2)
     for axis, name in zip(axes[:, 0], ("one pulse", "two, apart in time", "two, apart in frequency"), strict=True):
         axis.set_ylabel(f"{name}\namplitude")
@@ -172,8 +171,7 @@ def accuracy(experiments, args):
         for half, (label, marker, shift) in enumerate((("DMEL", "o", 1.04), ("baseline", "s", 1 / 1.04))):
             values = [Interval(pair[half]["accuracy"]) for pair in pairs]
             means, highs = np.array([(value.mean, value.high) for value in values]).T
-            bars, apart = np.nan_to_num(highs - means), windows * shift
-            axis.errorbar(apart, means, bars, label=label, marker=marker, capsize=3)
+            axis.errorbar(windows * shift, means, np.nan_to_num(highs - means), label=label, marker=marker, capsize=3)
         n = max(len(half) for pair in pairs for half in pair)
         axis.set(ylabel="test accuracy, %", title=f"{axis.get_title()}, n = {n}")
     axes[0].legend(fontsize=9)
