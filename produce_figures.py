@@ -9,35 +9,19 @@ Without --figures, those that cannot be drawn are skipped: dmel and before_after
 
 import argparse
 import ast
-import contextlib
 import io
-from itertools import chain
+from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import numpy as np
-import pandas as pd
-from cycler import cycler
+from matplotlib.artist import setp
 from matplotlib.figure import Figure
 
-from config import InputError, complete, plain, run
+import datasets
+from config import InputError, complete, run
 from results import Storage
-from summary import fixed_runs, interval, read_all
+from summary import CELL, Interval, fixed_runs, halves, read_all
 
-COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito's, for all kinds of eyes
-LOOKS = cycler(color=COLORS, linestyle=2 * ["-", "--", ":"])
-STYLE = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "legend.frameon": False,
-    "legend.fontsize": 7,
-    "axes.prop_cycle": LOOKS,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "image.aspect": "auto",
-    "image.cmap": "cividis",
-    "image.origin": "lower",
-}
 WIDTH = 7.2  # inches: of a text page, and readable in a README
 LOG_RANGE = 12  # of a log-Mel picture, down from its largest value
 
@@ -54,7 +38,7 @@ def main():
     experiments = read_all(Storage(args.ray_results_dir))
     experiments = {name: results for name, results in experiments.items() if len(results.epochs)}
     output = Storage(args.output_dir)
-    matplotlib.rcParams.update(STYLE)
+    matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
     for name in args.figures or FIGURES:
         try:
             figure = FIGURES[name](experiments, args)
@@ -72,13 +56,13 @@ def main():
 def dmel(experiments, args):
     """The overview: a waveform, and what the network sees of it at the shortest, the trained and the longest window."""
     results, clip = chosen_clip(experiments, args)
-    trials = results.trials
-    best = trials[trials["config/trainable"]].sort_values("best_valid_acc").iloc[-1]  # chosen without the test split
-    trained = abs(best["best_lambd_est"])
-    lambds = sorted([trained, *trials["config/init_lambd"].agg(["min", "max"])])
-    shown = [("waveform", None), *((f"{results.unit * lambd:.0f} ms", lambd) for lambd in lambds)]
+    best = halves(results.trials)[0].sort_values("best_valid_acc").iloc[-1]  # chosen without the test split
+    trained = best[["window", "best_lambd_est"]].tolist()
+    ends = results.trials[["init_window", "config/init_lambd"]].iloc[[0, -1]].to_numpy().tolist()
+    windows = sorted([trained, *ends])
+    shown = [("waveform", None), *((f"{window:.0f} ms", lambd) for window, lambd in windows)]
     figure, [axes] = pictures(config_of(best), [clip], [shown], 2.2)
-    axis = axes[1 + lambds.index(trained)]
+    axis = axes[1 + windows.index(trained)]
     axis.set_title(f"{axis.get_title()}, trained", color="C0", weight="bold")
     for spine in axis.spines.values():
         spine.set(visible=True, color="C0", linewidth=2.5)
@@ -88,25 +72,23 @@ def dmel(experiments, args):
 def before_after(experiments, args):
     """What the network sees of a clip before and after training, for every initial window."""
     results, clip = chosen_clip(experiments, args)
-    trials = pd.DataFrame(cell.trained.iloc[0] for cell in results.cells() if len(cell.trained))
-    states = {"before": trials["config/init_lambd"], "after": trials["best_lambd_est"].abs()}
+    trials = halves(results.trials)[0].groupby(CELL).head(1)
+    before, after = trials[["init_window", "config/init_lambd"]], trials[["window", "best_lambd_est"]]
     shown = [
-        [(f"{state} training: {results.unit * lambd:.0f} ms", lambd) for lambd in lambds]
-        for state, lambds in states.items()
+        [(f"before training: {window:.0f} ms", lambd) for window, lambd in before.to_numpy()],
+        [(f"after training: {window:.0f} ms", lambd) for window, lambd in after.to_numpy()],
     ]
     return pictures(config_of(trials.iloc[0]), [clip, clip], shown, 3.8)[0]
 
 
 def data_example(experiments, args):
     """The three classes of time_frequency, and what the network sees of them at λ = 0.2, 1 and 5 sigma_ref."""
-    import datasets
-
     trials = [results.trials for results in experiments.values() if "config/sigma_ref" in results.trials]
     if not trials:
         raise InputError("there are no results of time_frequency.")
     config = config_of(trials[0].iloc[0]) | {"seed": 1, "noise_std": 0.1}
     data, sigma = datasets.load(config), config["sigma_ref"]
-    clips = [data.clips[(data.labels == label).nonzero()[0, 0]] for label in range(3)]
+    clips = [data.clips[data.labels == label][0] for label in range(3)]
     shown = [("waveform", None), *((rf"$\lambda$ = {n:g} $\sigma_{{ref}}$", n * sigma) for n in (0.2, 1.0, 5.0))]
     figure, axes = pictures(config, clips, [shown, *2 * [[("", lambd) for _, lambd in shown]]], 5.2)
     for axis, name in zip(axes[:, 0], ("one pulse", "two, apart in time", "two, apart in frequency"), strict=True):
@@ -115,9 +97,7 @@ def data_example(experiments, args):
 
 
 def chosen_clip(experiments, args):
-    """Results of --experiment, and clip number --clip of its test split, shape = (n_points,) float32."""
-    import datasets
-
+    """Results of --experiment, and clip number --clip of its test split, shape = (n_points,), a float32 tensor."""
     results = experiments.get(args.experiment)
     if results is None or results.in_samples or not results.trials["config/trainable"].any():
         raise InputError(f"--experiment={args.experiment}: there are no results with a window trained on recordings.")
@@ -131,43 +111,53 @@ def chosen_clip(experiments, args):
 
 def config_of(trial):
     """The config of a trial, a row of the table; what the table leaves empty is left out."""
-    columns = plain(trial.filter(like="config/").dropna().to_dict())
-    config = {column.removeprefix("config/"): value for column, value in columns.items()}
-    with contextlib.suppress(KeyError, SyntaxError, ValueError):  # without a split, or with the name of one
+    columns = trial.filter(like="config/").dropna()
+    config = {column.removeprefix("config/"): value for column, value in columns.items()} | {"pretrained": False}
+    if str(config.get("split")).startswith("{"):  # groups, not a name
         config["split"] = ast.literal_eval(config["split"])
-    return complete(config | {"pretrained": False})
+    return complete(config)
 
 
 def pictures(config, clips, rows, height):
-    """A figure, height in inches, and its panels: a row for each clip, shape = (n_points,), of (title, λ in samples).
+    """A figure, height in inches, and its panels: a row for each clip, a tensor (n_points,), of (title, λ in samples).
 
-    A panel shows what the config's network sees of the clip at that λ; at None, the clip itself.
+    A panel shows what the config's network sees of the clip at that λ; at None, as the first may be, the clip itself.
     """
-    import torch
+    from models import build  # here, as other figures do without torch
 
-    from models import build
-
-    layer, is_recording = build(config)[0].spectrogram_layer, config["resample_rate"] is not None
-    is_mel, rate = hasattr(layer, "n_mels"), config["resample_rate"] or 1
+    layer = build(config)[0].spectrogram_layer.requires_grad_(False)
+    is_mel, is_recording, rate = hasattr(layer, "n_mels"), bool(config["resample_rate"]), config["resample_rate"] or 1
+    bands = "mel band" if is_mel else "frequency, Hz" if is_recording else "cycles per sample"
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=True)
-    panels = zip(axes.flat, np.repeat(clips, len(rows[0]), axis=0), chain(*rows), strict=True)
-    for axis, clip, (title, lambd) in panels:
-        axis.set(title=title, ylabel="amplitude")
-        if lambd is None:
-            axis.plot(np.arange(len(clip)) / rate, clip / np.abs(clip).max(), "k", linewidth=0.6)
-            continue
-        with torch.no_grad():
+    for clip, row, shown in zip(clips, axes, rows, strict=True):
+        for axis, (title, lambd) in zip(row, shown, strict=True):
+            axis.set(title=title, ylabel="amplitude" if lambd is None else bands)
+            if lambd is None:
+                axis.plot(np.arange(len(clip)) / rate, clip / clip.abs().max(), "k", linewidth=0.6)
+                continue
             layer.lambd.fill_(lambd)
-            features = layer(torch.from_numpy(clip)).numpy()  # (bands, frames)
-        limits = {"vmin": features.max() - LOG_RANGE, "vmax": features.max()} if is_mel and layer.log else {}
-        axis.imshow(features, extent=(0, len(clip) / rate, 0, layer.n_mels if is_mel else rate / 2), **limits)
-        axis.set_ylabel("mel band" if is_mel else "frequency, Hz" if is_recording else "cycles per sample")
-    for axis in axes[-1]:
-        axis.set_xlabel("time, s" if is_recording else "time, samples")
-    n_waveforms = sum(lambd is None for _, lambd in rows[0])
-    for axis in axes[:, n_waveforms + 1 :].flat:  # which have the scale of the panel to the left
-        axis.set(ylabel="", yticklabels=[])
+            features = layer(clip).numpy()  # (bands, frames)
+            extent = (0, len(clip) / rate, 0, layer.n_mels if is_mel else rate / 2)
+            axis.imshow(features, extent=extent, vmin=features.max() - LOG_RANGE if is_mel and layer.log else None)
+    setp(axes[-1], xlabel="time, s" if is_recording else "time, samples")
+    n_labelled = 2 if rows[0][0][1] is None else 1
+    setp(axes[:, n_labelled:], ylabel="", yticklabels=[])  # which have the scale of the panel to the left
+    return figure, axes
+
+
+def curves(shown, height, axis_name, kind=""):
+    """A figure with a panel for each of some Results, whose initial windows stand along its "x" or "y" axis."""
+    if not shown:
+        raise InputError("there are no results.")
+    figure = Figure(figsize=(max(WIDTH * len(shown) / 3, 3.6), height))
+    [axes] = figure.subplots(1, len(shown), squeeze=False)
+    for axis, results in zip(axes, shown, strict=True):
+        windows, unit = results.trials["init_window"].unique(), "λ, samples" if results.in_samples else "window 6λ, ms"
+        about = {"label": kind + unit, "scale": "log", "ticks": windows, "ticklabels": [f"{w:.3g}" for w in windows]}
+        epochs = f", {results.trials['epochs'].max():.0f} epochs" if results.trials["cut"].all() else ""
+        axis.set(title=results.name + epochs, **{axis_name + key: value for key, value in about.items()})
+        axis.minorticks_off()
     return figure, axes
 
 
@@ -176,13 +166,13 @@ def accuracy(experiments, args):
     shown = [results for results in experiments.values() if results.trials["config/trainable"].nunique() == 2]
     figure, axes = curves(shown, 2.8, "x", "initial ")
     for axis, results in zip(axes, shown, strict=True):
-        cells = list(results.cells())
-        for half, label, marker, shift in (("trained", "DMEL", "o", 1.04), ("fixed", "baseline", "s", 1 / 1.04)):
-            windows = [cell.init_window * shift for cell in cells]  # a little apart
-            values = [interval(getattr(cell, half)["accuracy"]) for cell in cells]
+        cells = results.trials.groupby(CELL)
+        windows, pairs = cells["init_window"].first(), [halves(cell) for _, cell in cells]
+        for half, (label, marker, shift) in enumerate((("DMEL", "o", 1.04), ("baseline", "s", 1 / 1.04))):
+            values = [Interval(pair[half]["accuracy"]) for pair in pairs]
             means, highs = np.array([(value.mean, value.high) for value in values]).T
-            axis.errorbar(windows, means, np.nan_to_num(highs - means), label=label, marker=marker, capsize=3)
-        n = max(len(half) for cell in cells for half in (cell.trained, cell.fixed))
+            axis.errorbar(windows * shift, means, np.nan_to_num(highs - means), label=label, marker=marker, capsize=3)
+        n = max(len(half) for pair in pairs for half in pair)
         axis.set(ylabel="test accuracy, %", title=f"{axis.get_title()}, n = {n}")
     axes[0].legend(fontsize=9)
     return figure
@@ -193,15 +183,14 @@ def convergence(experiments, args):
     shown = [results for results in experiments.values() if results.trials["config/trainable"].any()]
     figure, axes = curves(shown, 3.6, "y")
     for axis, results in zip(axes, shown, strict=True):
-        lambds = results.epochs.groupby("trial")["lambd"]
-        cells = [cell for cell in results.cells() if len(cell.trained)]
-        for cell, look in zip(cells, LOOKS(), strict=False):
-            for trial in cell.trained.index:
-                windows = [cell.init_window, *(lambds.get_group(trial).abs() * results.unit)]
-                axis.plot(windows, linewidth=0.8, **look)
-            settled = cell.trained["settled"].fillna(np.inf).median()
+        windows = results.epochs.groupby("trial")["window"]
+        trained = halves(results.trials)[0].groupby(CELL)
+        for ((*_, init_window, _), trials), look in zip(trained, matplotlib.rcParams["axes.prop_cycle"], strict=False):
+            for trial in trials.index:
+                axis.plot([init_window, *windows.get_group(trial)], linewidth=0.8, **look)
+            settled = trials["settled"].fillna(np.inf).median()
             end = f"settled by epoch {settled:.0f}" if np.isfinite(settled) else "still moving"
-            axis.plot([], [], **look, label=f"from {cell.init_window:.3g}: {end}")
+            axis.plot([], [], **look, label=f"from {init_window:.3g}: {end}")
         if "config/sigma_ref" in results.trials:
             sigma = results.trials["config/sigma_ref"].iloc[0]
             axis.axhline(sigma, color="black", linewidth=1, linestyle="-.", label=r"$\sigma_{ref}$")
@@ -216,39 +205,20 @@ def zero_floor(experiments, args):
     return convergence(pair if len(pair) == 2 else {}, args)
 
 
-def curves(shown, height, axis_name, kind=""):
-    """A figure with a panel for each of some Results, whose initial windows stand along its "x" or "y" axis."""
-    if not shown:
-        raise InputError("there are no results.")
-    figure = Figure(figsize=(max(WIDTH * len(shown) / 3, 3.6), height))
-    [axes] = figure.subplots(1, len(shown), squeeze=False)
-    for axis, results in zip(axes, shown, strict=True):
-        windows = {cell.init_window: f"{cell.init_window:.3g}" for cell in results.cells()}
-        label = f"{kind}λ, samples" if results.in_samples else f"{kind}window 6λ, ms"
-        epochs = f", {results.trials['epochs'].max():.0f} epochs" if results.trials["cut"].all() else ""
-        axis.set(title=results.name + epochs, **{f"{axis_name}label": label, f"{axis_name}scale": "log"})
-        ticks = getattr(axis, f"{axis_name}axis")
-        ticks.set_ticks(list(windows), windows.values())
-        ticks.set_ticks([], minor=True)
-    return figure, axes
-
-
 def time_complexity(experiments, args):
     """What a DMEL run costs, in fixed windows: the paper's cost model, and seconds measured here."""
     figure = Figure(figsize=(WIDTH, 2.8))
     axes, counts = figure.subplots(1, 3), np.arange(1, 60)
     for axis, c1 in zip(axes, (0.0001, 0.9999), strict=False):
-        axis.set_title(f"model, $C_1$ = {c1:g}")
         for seconds in (0.020, 0.300):
             ratios = [cost_ratio(seconds, n, c1) for n in counts]
             axis.plot(counts, ratios, label=f"from {1000 * seconds:.0f} ms")
-    axes[2].set_title("measured")
     for results in experiments.values():
         if (ratio := fixed_runs(results.trials)).n:
             axes[2].plot(counts, ratio.mean / counts, label=results.name)
-    for axis in axes:
+    for axis, title in zip(axes, ("model, $C_1$ = 0.0001", "model, $C_1$ = 0.9999", "measured"), strict=True):
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set(yscale="log", xlabel="number D of fixed windows", ylabel="cost of DMEL / of D windows")
+        axis.set(title=title, yscale="log", xlabel="number D of fixed windows", ylabel="cost of DMEL / of D windows")
         if axis.lines[1:]:
             axis.legend()
     return figure
@@ -257,17 +227,14 @@ def time_complexity(experiments, args):
 def cost_ratio(init_seconds, n_windows, c1):
     """The paper's cost model: a DMEL run from a window of init_seconds, divided by a search over n_windows fixed ones.
 
-    c1 weighs the spectrogram, 1 - c1 the network behind it. λ moves by 1 ms a step to 35 ms; the fixed windows lie
-    evenly from two hops to 0.3 s.
+    c1 weighs the spectrogram, 1 - c1 the network behind it; both costs are those of one step and one sample of a clip.
+    λ moves by 1 ms a step to 35 ms; the fixed windows lie evenly from two hops to 0.3 s.
     """
-    sample_rate, n_mels = 8000, 128  # Hz
-    n_points, hop = 5 * sample_rate, 0.010 * sample_rate  # of a clip, in samples
-    n_steps = int(abs(init_seconds - 0.035) / 0.001)
-    walked = np.linspace(init_seconds, 0.035, n_steps) * sample_rate
+    sample_rate, n_mels, hop = 8000, 128, 80  # Hz, and samples
+    walked = sample_rate * np.linspace(init_seconds, 0.035, int(abs(init_seconds - 0.035) / 0.001))
     fixed = np.linspace(2 * hop, 0.3 * sample_rate, n_windows)
-    c2 = 1 - c1
-    search = n_steps * (c1 * (n_points * np.log(fixed)).sum() + c2 * (2 * n_mels * n_points / fixed).sum())
-    return (c1 * n_points / hop * (walked * np.log(walked)).sum() + n_steps * c2 * n_mels * n_points / hop) / search
+    search = c1 * np.log(fixed).sum() + (1 - c1) * (2 * n_mels / fixed).sum()
+    return (c1 * (walked * np.log(walked)).mean() + (1 - c1) * n_mels) / hop / search
 
 
 DRAWN = (dmel, data_example, accuracy, convergence, zero_floor, time_complexity, before_after)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from config import InputError, run
 from results import Storage
-from summary import EXPERIMENTS, fixed_runs, interval, markdown_table, paired, read_all
+from summary import CELL, Interval, differences, fixed_runs, halves, markdown_table, paired, read_all, window_text
 
 VARIED = {"config/trainable", "config/init_lambd", "config/model_name", "config/seed"}  # by the tables themselves
 MIN_RUNS = 5  # fewer do not decide a claim
@@ -45,11 +45,11 @@ def main():
     for name, results in experiments.items():
         if name in tested:
             rows += print_tables(results)
-        elif name in EXPERIMENTS or results.n_started:
+        else:
             print(f"% {name}: no results yet\n")
     for first, second in args.compare:
         print(f"{second} − {first} (95 % interval):\n\n{markdown_table(comparison(tested[first], tested[second]))}\n")
-    if verdicts := [claim for results in tested.values() for claim in claims(results)]:
+    if verdicts := [verdict(name, *claim) for name, results in tested.items() for claim in claims(results)]:
         print(f"Claims of the paper:\n\n{markdown_table(verdicts)}\n")
     if args.csv:
         Storage(args.csv.parent).write(args.csv.name, pd.DataFrame(rows).to_csv(index=False))
@@ -61,103 +61,89 @@ def print_tables(results):
     init, est = ("λ init, samples", "λ est, samples") if results.in_samples else ("window init", "window est")
     symbol = r"$\lambda_{%s}$" if results.in_samples else r"$l_{\lambda_{%s}}$"
     latex = [rf"Model & {symbol % 'init'} & {symbol % 'est'} & Method & Accuracy \\", r"\hline \hline"]
+    headings = ("Model", init, est, "Method", "Accuracy, %", "n", "95 % interval")
     markdown, rows = [], []
-    for cell in results.cells():
-        start = as_text(results, cell.init_window)
-        for method, trials in halves(results, cell):
-            end = start if method == "baseline" else as_text(results, *trials["window"].agg(["min", "max"]))
-            values = interval(trials["accuracy"])
+    for (_, model, number, _, start), cell in results.trials.groupby(CELL):
+        for method, trials in cell.groupby("method"):  # DMEL before baseline
+            values, windows = Interval(trials["accuracy"]), trials["window"]
+            trained = window_text(results.in_samples, windows.min(), windows.max())
+            about = {"model": model, "init": start, "est": start if method == "baseline" else trained, "method": method}
             accuracy = f"{values.mean:.1f}" + (f" ± {values.deviation:.1f}" if values.n > 1 else "")
-            row = {"Model": cell.model, init: start, est: end, "Method": method, "Accuracy, %": accuracy}
-            markdown.append(row | {"n": values.n, "95 % interval": values.bounds()})
-            latex.append(rf"{cell.model} & {start} & {end} & {method} & ${accuracy}$ \\".replace("±", r"\pm"))
-            row = {"experiment": results.name, "cell": cell.number, "model": cell.model, "init": start, "est": end}
-            rows.append(row | {"method": method} | values._asdict())
+            latex.append(" & ".join([*about.values(), rf"${accuracy}$ \\".replace("±", r"\pm")]))
+            columns = (*about.values(), accuracy, values.n, values.bounds())
+            markdown.append(dict(zip(headings, columns, strict=True)))
+            rows.append({"experiment": results.name, "cell": number, **about, **vars(values)})
         latex.append(r"\hline")
     print("", *latex, "", markdown_table(markdown), "", sep="\n")
-    differences = [
-        {"Model": cell.model, "init": as_text(results, cell.init_window)}
-        | {"DMEL − baseline, points": f"{values.mean:+z.1f}", "n": values.n, "95 % interval": values.bounds()}
-        for cell, values in results.differences()
+    headings = ("Model", "init", "DMEL − baseline, points", "n", "95 % interval")
+    gains = [
+        dict(zip(headings, (model, init, f"{values.mean:+z.1f}", values.n, values.bounds()), strict=True))
+        for model, init, _, values in differences(results.trials)
     ]
-    if differences:
-        print(f"{markdown_table(differences)}\n")
+    if gains:
+        print(f"{markdown_table(gains)}\n")
     return rows
 
 
 def print_notes(results):
     """Prints how many trials there are, and in what they differ beside what the tables tell."""
-    trials, n_started = results.trials, results.n_started
-    unfinished = f", of {n_started}: the others failed or are not finished" if n_started > len(trials) else ""
-    print(f"% {results.name}: {len(trials)} trials{unfinished}")
+    trials, n = results.trials, len(results.trials)
+    unfinished = f", of {results.n_started}: the others failed or are not finished" if results.n_started > n else ""
+    print(f"% {results.name}: {n} trials{unfinished}")
     if n_cut := trials["cut"].sum():
         limits = " or ".join(map(str, sorted(trials["config/max_epochs"].unique())))
-        print(f"% {n_cut} of {len(trials)} trials ended at max_epochs = {limits}, before patience ran out")
+        print(f"% {n_cut} of {n} trials ended at max_epochs = {limits}, before patience ran out")
     for column in trials.filter(like="config/").columns.difference(VARIED, sort=False):
-        if (trials.groupby(["config/model_name", "cell", "config/trainable"])[column].nunique() > 1).any():
+        if (trials.groupby([*CELL, "method"])[column].nunique() > 1).any():
             print(f"% averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}")
     versions = sorted(set(trials.get("scripts", pd.Series(dtype=str)).dropna().astype(str)))
     if len(versions) > 1 or "+" in "".join(versions):
         print(f"% trained by several versions of the scripts: {', '.join(versions)}")
 
 
-def halves(results, cell):
-    """(method, trials) of each half of a cell that has trials."""
-    methods = {"DSPEC" if results.in_samples else "DMEL": cell.trained, "baseline": cell.fixed}
-    return [(method, trials) for method, trials in methods.items() if len(trials)]
-
-
-def as_text(results, *windows):
-    """A window, or several in brackets: λ in samples with a decimal, or ms cut to whole ones (35 may be 34.999999)."""
-    texts = [f"{window:.1f}" if results.in_samples else f"{int(window + 1e-6)}" for window in windows]
-    return (texts[0] if len(texts) == 1 else f"({', '.join(texts)})") + ("" if results.in_samples else " ms")
-
-
 def comparison(first, second):
     """second − first for each half of each cell of second, paired by run: accuracy, and the epoch λ settles at."""
-    for cell in second.cells():
-        for method, trials in halves(second, cell):
-            same = np.isclose(first.trials["init_window"], cell.init_window, rtol=0, atol=SAME_WINDOW)
-            same &= first.trials["config/trainable"] == (method != "baseline")
-            same &= first.in_samples == second.in_samples
-            row = {"Method": method, "init": as_text(second, cell.init_window)}
-            for column, heading in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
-                values = paired(trials, first.trials[same], column)
-                is_told = values.n and (method, column) != ("baseline", "settled")
-                row[heading] = f"{values:+z.1f}, n = {values.n}" if is_told else "none to compare"
-            yield row
+    for (*_, window, init, method), trials in second.trials.groupby([*CELL, "method"]):
+        same = np.isclose(first.trials["init_window"], window, rtol=0, atol=SAME_WINDOW)
+        same &= first.trials["config/trainable"] == (method != "baseline")
+        same &= first.in_samples == second.in_samples
+        row = {"Method": method, "init": init}
+        for column, heading in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
+            values = paired(trials, first.trials[same], column)
+            is_told = values.n and (method, column) != ("baseline", "settled")
+            row[heading] = f"{values:+z.1f}, n = {values.n}" if is_told else "none to compare"
+        yield row
 
 
 def claims(results):
-    """Each claim of the paper that an experiment can test: the number that tests it, and whether it holds."""
-    trials, differences = results.trials, results.differences()
-    best = max((cell.fixed["accuracy"].mean() for cell, _ in differences), default=0)
-    for cell, values in differences:
+    """Claims of the paper: (claim, what was measured, its Interval, the numbers between which the claim holds)."""
+    gains = list(differences(results.trials))
+    best = max((baseline for _, _, baseline, _ in gains), default=0)
+    for _, init, baseline, values in gains:
         least, claim = 0, "more accurate than the baseline from a poor window"
-        if cell.fixed["accuracy"].mean() == best and len(differences) > 1:
+        if baseline == best and len(gains) > 1:
             least = -ABOUT_THE_SAME
             claim = f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best window"
-        claim = f"{claim}, {as_text(results, cell.init_window)}"
-        yield verdict(results, claim, f"{values:+z.1f} points", values, least=least)
-    if "config/sigma_ref" in trials and results.in_samples:
-        sigma = trials["config/sigma_ref"].iloc[0]
-        for cell in results.cells():
-            if len(cell.trained) and not sigma / NEAR < cell.init_window < sigma * NEAR:
-                values = interval(cell.trained["window"])
-                claim = f"comes near λ = {sigma:g} from {cell.init_window:.1f}"
-                yield verdict(results, claim, f"λ = {values:.1f}", values, sigma / NEAR, sigma * NEAR)
-    if (values := fixed_runs(trials)).n:
-        yield verdict(results, f"costs less than {A_FEW} fixed windows", f"as much as {values:.1f}", values, most=A_FEW)
+        yield f"{claim}, {init}", f"{values:+z.1f} points", values, least, np.inf
+    if "config/sigma_ref" in results.trials and results.in_samples:
+        sigma = results.trials["config/sigma_ref"].iloc[0]
+        for (*_, window, _), trials in halves(results.trials)[0].groupby(CELL):
+            if not sigma / NEAR < window < sigma * NEAR:
+                values = Interval(trials["window"])
+                claim = f"comes near λ = {sigma:g} from {window:.1f}"
+                yield claim, f"λ = {values:.1f}", values, sigma / NEAR, sigma * NEAR
+    if (ratio := fixed_runs(results.trials)).n:
+        yield f"costs less than {A_FEW} fixed windows", f"as much as {ratio:.1f}", ratio, -np.inf, A_FEW
 
 
-def verdict(results, claim, measured, values, least=-np.inf, most=np.inf):
+def verdict(name, claim, measured, values, least, most):
     """A claim holds where the whole interval of the mean lies between least and most, and does not where none does."""
     answer = "not enough runs"
     if values.n >= MIN_RUNS and least < values.low and values.high < most:
         answer = "holds"
     elif values.n >= MIN_RUNS and (values.high <= least or values.low >= most):
         answer = "does not hold"
-    row = {"experiment": results.name, "DMEL": claim, "measured (95 % interval)": measured}
+    row = {"experiment": name, "DMEL": claim, "measured (95 % interval)": measured}
     return row | {"n": values.n, "verdict": answer}
 
 

@@ -1,11 +1,12 @@
 """Results of experiments and their statistics, for produce_tables.py and produce_figures.py. Starts without torch.
 
-An experiment's trials fall into cells, one for each model and initial window; a cell has a trained half, whose trials
-train the window (DMEL), and a fixed half, whose trials keep it (the baseline).
+An experiment's trials fall into cells, one for each model and initial window, and each of these into two halves: the
+trials that train the window (DMEL), and those that keep it (the baseline).
 """
 
 import io
 import json
+import operator
 import re
 from typing import NamedTuple
 
@@ -33,16 +34,17 @@ COLUMNS = {  # of NAME.csv, and the limits of their numbers
 }
 OPTIONAL = {"config/resample_rate", "config/sigma_ref"}  # of some datasets
 EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": (-1e9, 1e9), "seconds": (0, 1e9)}
+CELL = ["config/model_name", "model", "cell", "init_window", "init"]  # what its trials share
 
 
-class Interval(NamedTuple):
-    """Mean of n values, their standard deviation (n − 1), and the 95 % interval of the mean by Student's t."""
+class Interval:
+    """Mean of n values, standard deviation (n − 1), 95 % interval of the mean by Student's t; NaN for too few."""
 
-    n: int
-    mean: float
-    deviation: float
-    low: float
-    high: float
+    def __init__(self, values):
+        values = pd.Series(values, dtype=float)
+        self.n, self.mean, self.deviation = len(values), values.mean(), values.std()
+        half = stdtrit(self.n - 1, 0.975) * self.deviation / np.sqrt(self.n)
+        self.low, self.high = self.mean - half, self.mean + half
 
     def __format__(self, form):
         """The mean in a number's format, and the interval in brackets."""
@@ -53,24 +55,29 @@ class Interval(NamedTuple):
         return f"{self.low:.1f} to {self.high:.1f}" if self.n > 1 else ""
 
 
-def interval(values):
-    """The Interval of numbers; what one number or none cannot tell is not a number."""
-    values = pd.Series(values, dtype=float)
-    n, mean, deviation = len(values), values.mean(), values.std()
-    half = stdtrit(n - 1, 0.975) * deviation / np.sqrt(n)
-    return Interval(n, mean, deviation, mean - half, mean + half)
+def halves(trials):
+    """The trials that train the window (DMEL), and those that keep it (the baseline)."""
+    is_trained = trials["config/trainable"]
+    return trials[is_trained], trials[~is_trained]
 
 
-def paired(first, second, column):
-    """Interval of the differences first − second of a column of trials, one for each seed that both have."""
-    first, second = (trials.groupby("seed")[column].mean() for trials in (first, second))
-    return interval((first - second).dropna())
+def paired(first, second, column, relation=operator.sub):
+    """Interval of first − second, or another relation, in a column of trials, one for each seed that both have."""
+    first, second = (trials.groupby("config/seed")[column].mean() for trials in (first, second))
+    return Interval(relation(first, second).dropna())
+
+
+def differences(trials):
+    """(model, window, accuracy of the baseline, Interval of DMEL − it, paired by seed) of cells with both halves."""
+    for (_, model, _, _, init), cell in trials.groupby(CELL):
+        trained, fixed = halves(cell)
+        if (values := paired(trained, fixed, "accuracy")).n:
+            yield model, init, fixed["accuracy"].mean(), values
 
 
 def fixed_runs(trials):
     """Interval of how many fixed windows a DMEL run costs, by seed: mean seconds over the initial windows of each."""
-    means = trials.groupby(["seed", "config/trainable"])["seconds"].mean().unstack()
-    return interval((means[True] / means[False]).dropna() if {True, False} <= set(means) else [])
+    return paired(*halves(trials), "seconds", operator.truediv)
 
 
 def settling_epoch(lambds):
@@ -81,6 +88,12 @@ def settling_epoch(lambds):
     return np.nan if epoch > (1 - STILL_MOVING) * len(lambds) and epoch > 1 else int(epoch)
 
 
+def window_text(in_samples, *windows):
+    """A window, or several in brackets: λ in samples with a decimal, or ms cut to whole ones (35 may be 34.999999)."""
+    texts = [f"{window:.1f}" if in_samples else f"{int(window + 1e-6)}" for window in windows]
+    return (texts[0] if len(texts) == 1 else f"({', '.join(texts)})") + ("" if in_samples else " ms")
+
+
 def markdown_table(rows, text=str):
     """A Markdown table of dicts with the same keys; text: value -> text of a cell."""
     rows = list(rows)
@@ -88,77 +101,58 @@ def markdown_table(rows, text=str):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-class Cell(NamedTuple):
-    """The trials of one model and initial window: the half that trains it, and the half that keeps it."""
-
-    number: int  # of the window, from the shortest
-    model: str  # as tables call it
-    init_window: float
-    trained: pd.DataFrame
-    fixed: pd.DataFrame
-
-
 class Results(NamedTuple):
-    """What an experiment has brought; trials and epochs have no rows where there are none.
-
-    trials: columns of NAME.csv, by initial window and seed, and cell, number of the initial window, equal ones to
-    within 1e-6; init_window and window, the initial and the trained one, in ms or samples; accuracy, percent; seed, of
-    the run; epochs, their number; seconds, median epoch × epochs; settled, the epoch at which λ has (all three not a
-    number without epochs); cut, whether max_epochs ended the trial. epochs: trial (index of NAME.csv), epoch, lambd
-    and seconds of every epoch.
-    """
+    """What an experiment has brought; trials and epochs have no rows where there are none."""
 
     name: str
     n_started: int  # trials, 0 where no plan is there
-    trials: pd.DataFrame = pd.DataFrame()
-    epochs: pd.DataFrame = pd.DataFrame()
+    trials: pd.DataFrame = pd.DataFrame()  # NAME.csv by initial window and seed, and what read_results makes of it
+    epochs: pd.DataFrame = pd.DataFrame()  # epochs.csv by trial and epoch, and window, that of lambd
     in_samples: bool = True  # windows are told as λ, for want of a sample rate to tell them as 6λ in ms
-    unit: float = 1.0  # the window that a λ of one sample is told as
-
-    def cells(self):
-        """Every Cell, by model and window."""
-        for (model, number), trials in self.trials.groupby(["config/model_name", "cell"]):
-            is_trained, init_window = trials["config/trainable"], trials["init_window"].iloc[0]
-            yield Cell(number, MODEL_TITLES.get(model, model), init_window, trials[is_trained], trials[~is_trained])
-
-    def differences(self):
-        """(cell, Interval of DMEL − baseline in accuracy, points, paired by seed) of each Cell with both halves."""
-        pairs = ((cell, paired(cell.trained, cell.fixed, "accuracy")) for cell in self.cells())
-        return [(cell, values) for cell, values in pairs if values.n]
 
 
 def read_all(storage):
-    """Results by name: the paper's experiments in its order, then all others that there are, by name."""
+    """Results by name: the paper's experiments in its order, then all others that were begun, by name."""
     others = [name for name in storage.list() if name not in EXPERIMENTS and not MOVED_ASIDE.search(name)]
-    return {name: read_results(storage, name) for name in (*EXPERIMENTS, *others)}
+    experiments = {name: read_results(storage, name) for name in (*EXPERIMENTS, *others)}
+    return {name: results for name, results in experiments.items() if name in EXPERIMENTS or results.n_started}
 
 
 def read_results(storage, name):
     """The Results of one experiment; raises InputError where a file of it is not as it was written."""
+
+    def parse_plan(content):
+        return sum(batch["n_trials"] for batch in json.loads(content)["batches"])
+
     n_started = read(storage, RECORD.format(name), parse_plan, 0)
-    trials = read(storage, TABLE.format(name), parse_trials, None)
+    trials = read(storage, TABLE.format(name), parse_trials)
     if trials is None:
         return Results(name, n_started)
     no_epochs = pd.DataFrame(columns=list(EPOCH_COLUMNS), dtype=float)
     epochs = read(storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials.index), no_epochs)
     in_samples = "config/resample_rate" not in trials
-    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]
-    by_trial, init = epochs.groupby("trial"), trials["config/init_lambd"]
+    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]  # the window of λ = 1
+    by_trial, lambds = epochs.groupby("trial"), trials["config/init_lambd"]
+    cell = (lambds.diff() > 1e-6 * lambds).cumsum()
+    windows = unit * lambds.groupby(cell).transform("first")
     trials = trials.assign(
-        cell=(init.diff() > 1e-6 * init).cumsum(),
-        init_window=unit * init,
+        model=trials["config/model_name"].replace(MODEL_TITLES),
+        method=np.where(trials["config/trainable"], "DSPEC" if in_samples else "DMEL", "baseline"),
+        cell=cell,  # number of the initial window, equal ones to within 1e-6
+        init_window=windows,  # in ms or samples, as all windows
+        init=[window_text(in_samples, window) for window in windows],
         window=unit * trials["best_lambd_est"].abs(),
-        accuracy=100 * trials["test_accuracy"],
-        seed=trials["config/seed"],
-        epochs=by_trial.size(),
+        accuracy=100 * trials["test_accuracy"],  # percent
+        epochs=by_trial.size(),  # not a number where there is no epochs.csv, as those below
         seconds=by_trial["seconds"].median() * by_trial.size(),
         settled=by_trial["lambd"].agg(settling_epoch),
-        cut=trials["config/max_epochs"].le(by_trial.size()),
+        cut=trials["config/max_epochs"].le(by_trial.size()),  # by max_epochs
     )
-    return Results(name, max(n_started, len(trials)), trials, epochs, in_samples, unit)
+    epochs = epochs.assign(window=unit * epochs["lambd"].abs())
+    return Results(name, max(n_started, len(trials)), trials, epochs, in_samples)
 
 
-def read(storage, name, parse, absent):
+def read(storage, name, parse, absent=None):
     """What parse makes of a file's content, absent where there is no file; InputError where it can make nothing."""
     try:
         content = storage.read(name)
@@ -169,16 +163,11 @@ def read(storage, name, parse, absent):
         raise InputError(f"{storage.address}/{name} cannot be used ({told}): {remedy}.") from None
 
 
-def parse_plan(content):
-    """The number of trials that an experiment was begun with."""
-    return sum(batch["n_trials"] for batch in json.loads(content)["batches"])
-
-
 def parse_trials(content):
     """The table in NAME.csv, by initial window and seed."""
     trials = parse_table(content, COLUMNS, index_col=0, dtype={"config/trainable": bool})
     wrong = trials.index.duplicated() | trials.duplicated(list(trials.filter(like="config/")))
-    wrong |= trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
+    wrong |= trials["config/model_name"].isna()
     if wrong.any():
         raise ValueError(f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already")
     return trials.sort_values(["config/init_lambd", "config/seed"])

@@ -99,8 +99,9 @@ class Project:
     def __init__(self, folder, spaces=TINY_SPACES):
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("*.txt")]:
-            shutil.copy(path, folder)
+        for pattern in ("*.py", "*.sh", "*.txt", "*.mplstyle"):
+            for path in ROOT.glob(pattern):
+                shutil.copy(path, folder)
         shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", dirs_exist_ok=True)
         with open(folder / "search_spaces.py", "a") as file:
             file.write(spaces)
