@@ -75,15 +75,9 @@ def train(config, data, report, state=None):
             raise FloatingPointError(
                 f"epoch {epoch}: training loss {loss}, validation loss {valid_loss}, λ {lambd.item()}; config {given}"
             )
-        row = {
-            "training_iteration": epoch,
-            "loss": loss,
-            "valid_loss": valid_loss,
-            "valid_acc": valid_acc,
-            "lambd_est": lambd.item(),
-            "energy": energy,
-            "lacked_memory": not config["trainable"] and features is None,
-        }
+        row = {"training_iteration": epoch, "loss": loss, "valid_loss": valid_loss, "valid_acc": valid_acc}
+        row |= {"lambd_est": lambd.item(), "energy": energy}
+        row["lacked_memory"] = not config["trainable"] and features is None
         history.append(row)
         best = min(history, key=lambda row: row["valid_loss"])  # the first of equal ones
         if best is row:
@@ -138,7 +132,11 @@ def fixed_features(data, layer, batch_size):
     """
     first = layer(data.clips[:1]).transpose(-1, -2)
     needed = len(data.clips) * first.nbytes
-    if needed > FEATURE_MEMORY * own_memory(first.device):
+    if first.is_cuda:
+        free = torch.cuda.mem_get_info(first.device)[0] / 4
+    else:
+        free = psutil.virtual_memory().available * torch.get_num_threads() / os.cpu_count()
+    if needed > FEATURE_MEMORY * free:
         print(f"features are computed anew in every epoch: no memory for {needed / 2**20:.0f} MiB", file=sys.stderr)
         return None
     features = first.new_empty(len(data.clips), *first.shape[1:])
@@ -146,13 +144,6 @@ def fixed_features(data, layer, batch_size):
         for batch in data.splits[part].split(batch_size):
             features[batch] = layer(data.clips.index_select(0, batch)).transpose(-1, -2)
     return features
-
-
-def own_memory(device):
-    """Bytes that are free on a device for one of the trials at a time."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 4
-    return psutil.virtual_memory().available * torch.get_num_threads() / os.cpu_count()
 
 
 @torch.no_grad()
