@@ -50,11 +50,8 @@ def connected(address=None):
         try:
             start(stack) if address is None else join(address)
         except Exception as error:  # of many kinds
-            what, remedy = "Ray cannot start here", "mend that and start again"
-            if address is not None:
-                what = f"--ray_address={address}: no Ray cluster can be joined"
-                remedy = "check the address, RAY_AUTH_MODE and the token"
-            raise InputError(f"{what} ({first_line(error)}): {remedy}.") from None
+            what = "Ray cannot start here" if address is None else f"--ray_address={address}: no Ray cluster joined"
+            raise InputError(f"{what} ({first_line(error)}): mend that and start again.") from None
         stack.callback(ray.shutdown)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -114,8 +111,9 @@ def resources(wanted, cpus=None, gpus=None):
     at_once = sum(int(min(n_cpus / cpus, n_gpus / gpus if gpus else n_cpus) + 1e-6) for n_cpus, n_gpus in machines)
     if at_once < 1:
         asked, there = f"{cpus:g} CPUs and {gpus:g} GPUs", f"{most_cpus:g} CPUs and {most_gpus:g} GPUs at most"
-        remedy = "change --cpus_per_trial or --gpus_per_trial"
-        raise InputError(f"no machine has {asked} for a trial, but {there}: {remedy}.")
+        raise InputError(
+            f"no machine has {asked} for a trial, but {there}: lower --cpus_per_trial or --gpus_per_trial."
+        )
     where = "Training on GPUs" if gpus else "No CUDA device: training on the CPU"
     print(f"{where}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
     return {"cpu": cpus, "gpu": gpus}

@@ -96,7 +96,10 @@ def train_trials(experiment, plan, done, args):
         resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
         configs = [config for key, config in plan.trials.items() if key not in done]
         errors = cluster.fit(tune.with_resources(trial, resources), configs, experiment, args)
-    missing = len(plan.trials) - sum(1 for _ in experiment.finished_trials(plan))
+    last_rows = [state["history"][-1] for _, state in experiment.finished_trials(plan)]
+    if any(row["lacked_memory"] for row in last_rows):
+        print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
+    missing = len(plan.trials) - len(last_rows)
     if missing and not errors:
         raise InputError("interrupted: the same command continues.")
     if missing:
