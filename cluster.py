@@ -110,10 +110,8 @@ def resources(wanted, cpus=None, gpus=None):
         cpus = min([wanted["cpu"], *shares]) if gpus else 1
     at_once = sum(int(min(n_cpus / cpus, n_gpus / gpus if gpus else n_cpus) + 1e-6) for n_cpus, n_gpus in machines)
     if at_once < 1:
-        asked, there = f"{cpus:g} CPUs and {gpus:g} GPUs", f"{most_cpus:g} CPUs and {most_gpus:g} GPUs at most"
-        raise InputError(
-            f"no machine has {asked} for a trial, but {there}: lower --cpus_per_trial or --gpus_per_trial."
-        )
+        told = f"{cpus:g} CPUs and {gpus:g} GPUs for a trial, but {most_cpus:g} CPUs and {most_gpus:g} GPUs at most"
+        raise InputError(f"no machine has {told}: lower --cpus_per_trial or --gpus_per_trial.")
     where = "Training on GPUs" if gpus else "No CUDA device: training on the CPU"
     print(f"{where}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
     return {"cpu": cpus, "gpu": gpus}
