@@ -1,19 +1,11 @@
-"""The Ray cluster that trials run on, a private one on this machine or one that is there, and Ray Tune on it.
-
-    with cluster.connected():    # or cluster.connected("auto")
-        errors = cluster.fit(tune.with_resources(trial, cluster.resources({"cpu": 4, "gpu": 0.25})), configs, ...)
-
-main.py alone uses it.
-"""
+"""The Ray cluster that trials run on, a private one on this machine or one that is there, and Ray Tune on it."""
 
 import contextlib
 import math
 import os
 import secrets
-import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,13 +28,12 @@ from config import InputError, first_line, trial_key
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
-SYNC_SECONDS = 10  # between updates of Ray's log in a folder of results; all of it is written anew
 MAX_ROWS = 40  # of a table on the console; of more trials it shows those that run or failed
 PARAMETERS = ("init_lambd", "trainable", "seed")
 METRICS = ("loss", "valid_loss", "valid_acc", "lambd_est")
 STATES = {"RUNNING": "runs", "TERMINATED": "finished", "ERROR": "failed"}
 OPTIONS = {"log_to_driver": False, "logging_level": "error"}
-LONGEST_PLACE = 20  # characters before own_folder: Ray adds some 80 for a Unix socket, which may have 107
+LONGEST_PLACE = 20  # characters before a cluster's folder: Ray adds some 80 for a Unix socket, which may have 107
 # Waits for the end of main.py, however it comes, and leaves neither processes that have files in its folder nor that.
 CLEAN_UP = """
 exec 2>/dev/null
@@ -55,72 +46,53 @@ rm -rf "$1"
 @contextlib.contextmanager
 def connected(address=None):
     """Ray, on the cluster at an address or on one for this process alone; as long as it lasts, signals end Ray Tune."""
-    ending = threading.Event()
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(own_folder())
-            start(folder, ending) if address is None else join(address, folder)
+            start(stack) if address is None else join(address)
         except Exception as error:  # of many kinds
-            what, remedy = "Ray cannot start here", "mend that and start again"
-            if address is not None:
-                what = f"--ray_address={address}: no Ray cluster can be joined"
-                remedy = "check that address, and that RAY_AUTH_MODE and the token here are the cluster's"
-            raise InputError(f"{what} ({first_line(error)}): {remedy}.") from None
+            what = "Ray cannot start here" if address is None else f"--ray_address={address}: no Ray cluster joined"
+            raise InputError(f"{what} ({first_line(error)}): mend that and start again.") from None
+        stack.callback(ray.shutdown)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-        try:
-            yield
-        finally:
-            ending.set()
-            ray.shutdown()
+        yield
 
 
-def start(folder, ending):
-    """A cluster of which others on this machine have neither the token nor the folder; ending is set before its end."""
+def start(stack):
+    """A cluster of which others on this machine have neither the token nor the folder, which goes with the stack."""
+    place = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="dmel-", dir=place if len(place) <= LONGEST_PLACE else "/tmp")
+    guard = ["sh", "-c", CLEAN_UP, "sh", folder]
+    stack.enter_context(subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True))
     os.environ.update(MEMORY | os.environ)  # trials inherit it
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
 
     def tell(head):  # Ray itself takes a minute and many lines
-        if not ending.is_set():
+        if ray.is_initialized():  # not ended by ray.shutdown
             reason = "a process of Ray ended, killed or out of memory"
             print(f"\nmain.py: {reason}: the same command continues.", file=sys.stderr, flush=True)
-            os._exit(1)  # what else is there to end is own_folder's
+            os._exit(1)  # what else is there to end is the guard's
 
     heads = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
     threading.Thread(target=psutil.wait_procs, args=(heads, None, tell), daemon=True).start()
 
 
-def join(address, folder):
+def join(address):
     """The cluster at an address; trials get the scripts, as they are now, wherever they run."""
-    for script in Path(__file__).parent.glob("*.py"):
-        shutil.copy(script, folder)
     if ":" in address:  # Ray would try for minutes
         host, port = address.rsplit(":", 1)
         socket.create_connection((host, int(port)), timeout=10).close()
-    ray.init(address=address, runtime_env={"working_dir": folder, "env_vars": MEMORY}, **OPTIONS)
-
-
-@contextlib.contextmanager
-def own_folder():
-    """A folder that only this user can enter; it goes in the end, with the processes that have files in it."""
-    place = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="dmel-", dir=place if len(place) <= LONGEST_PLACE else "/tmp")
-    guard = subprocess.Popen(["sh", "-c", CLEAN_UP, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
-    try:
-        yield folder
-    finally:
-        guard.communicate()
+    scripts = {"working_dir": str(Path(__file__).parent), "excludes": ["/*", "!/.", "!/*.py"]}
+    ray.init(address=address, runtime_env={**scripts, "env_vars": MEMORY}, **OPTIONS)
 
 
 def check_nodes(experiment, plan):
     """Raises InputError where a machine of the cluster does not see the plan: it would keep its trials to itself."""
-    look = ray.remote(num_cpus=0)(lambda: getattr(experiment.read_plan(), "checksum", None))
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    seen = ray.get([look.options(scheduling_strategy=place).remote() for place in places])
-    for node, checksum in zip(nodes, seen, strict=True):
-        if checksum != plan.checksum:
+    sees_plan = ray.remote(num_cpus=0)(lambda: experiment.read_plan() == plan)
+    for node in ray.nodes():
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        if node["Alive"] and not ray.get(sees_plan.options(scheduling_strategy=place).remote()):
             remedy = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
             plan_there = f"{experiment.address}/experiment.json"
             raise InputError(f"{node['NodeManagerHostname']} does not see {plan_there}: {remedy}.")
@@ -138,35 +110,30 @@ def resources(wanted, cpus=None, gpus=None):
         cpus = min([wanted["cpu"], *shares]) if gpus else 1
     at_once = sum(int(min(n_cpus / cpus, n_gpus / gpus if gpus else n_cpus) + 1e-6) for n_cpus, n_gpus in machines)
     if at_once < 1:
-        asked, there = f"{cpus:g} CPUs and {gpus:g} GPUs", f"{most_cpus:g} CPUs and {most_gpus:g} GPUs at most"
-        raise InputError(
-            f"no machine has {asked} for a trial, but {there}: lower --cpus_per_trial or --gpus_per_trial."
-        )
-    on_cpu = "Training on the CPU" if most_gpus else "No CUDA device: training on the CPU"
-    print(f"{'Training on GPUs' if gpus else on_cpu}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
+        told = f"{cpus:g} CPUs and {gpus:g} GPUs for a trial, but {most_cpus:g} CPUs and {most_gpus:g} GPUs at most"
+        raise InputError(f"no machine has {told}: lower --cpus_per_trial or --gpus_per_trial.")
+    where = "Training on GPUs" if gpus else "No CUDA device: training on the CPU"
+    print(f"{where}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
     return {"cpu": cpus, "gpu": gpus}
 
 
-# Ray Tune
-
-
-def fit(trial, configs, experiment, start, args):
-    """Has Ray Tune run a trial of each config and log to ray/START of the experiment; returns what failed ones say."""
+def fit(trial, configs, experiment, args):
+    """Has Ray Tune run a trial of each config and log to ray/ of the experiment; returns what failed ones say."""
     storage, console = experiment.storage, Console(experiment.name, len(configs), args.report_seconds)
     tuner = tune.Tuner(
         trial,
         param_space={"config": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
             reuse_actors=True,  # the next trial finds torch imported
-            trial_name_creator=lambda trial: trial_key(trial.config["config"]),
+            trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),
         run_config=tune.RunConfig(
-            name=start,
+            name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=f"{storage.root}/{experiment.name}/ray",
             storage_filesystem=storage.filesystem,
             callbacks=[console],
-            sync_config=tune.SyncConfig(sync_period=SYNC_SECONDS if storage.is_local else 30 * SYNC_SECONDS),
+            sync_config=tune.SyncConfig(sync_period=10 if storage.is_local else 300),  # s; all is written anew
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=args.max_failures),
         ),
@@ -191,36 +158,32 @@ class Console(tune.Callback):
         self.bar = tqdm(total=n_trials, bar_format=line, disable=None, leave=False, mininterval=0.5)
 
     def on_step_end(self, iteration, trials, **info):
-        epochs = [trial.last_result.get("training_iteration", 0) for trial in trials]
         states = [trial.status for trial in trials]
-        ended = [n for n, state in zip(epochs, states, strict=True) if state == "TERMINATED"]
-        usual = statistics.mean(ended or [trial.config["config"]["max_epochs"] for trial in trials] or [1])
-        running = (min(n / usual, 0.95) for n, state in zip(epochs, states, strict=True) if state == "RUNNING")
-        told = f"{len(ended)} of {self.bar.total} trials finished, {sum(epochs)} epochs"
+        epochs = [trial.last_result.get("training_iteration", 0) for trial in trials]
+        pairs = zip(trials, epochs, strict=True)
+        done = [1 if trial.is_finished() else n / trial.config["config"]["max_epochs"] for trial, n in pairs]
+        told = f"{states.count('TERMINATED')} of {self.bar.total} trials finished, {sum(epochs)} epochs"
         self.bar.set_description_str(f"{self.name}: {told}", refresh=False)
-        self.bar.update(len(ended) + sum(running) - self.bar.n)
-        is_done = len(trials) == self.bar.total and set(states) <= {"TERMINATED", "ERROR"}
-        is_news = states != self.states and not set(states) <= {"PENDING"}
-        if is_news and (is_done or time.monotonic() - self.printed >= self.seconds):
+        self.bar.update(sum(done) - self.bar.n)
+        if "RUNNING" in states and states != self.states and time.monotonic() - self.printed >= self.seconds:
             self.states, self.printed = states, time.monotonic()
-            self.bar.write(self.table(trials) + "\n")
+            self.show(trials)
 
-    def table(self, trials):
+    def show(self, trials):
         if len(trials) > MAX_ROWS:
-            trials = [trial for trial in trials if trial.status in ("RUNNING", "ERROR")]
-        rows = [
-            {**trial.config["config"], **trial.last_result}
-            | {"trial": STATES.get(trial.status, "waiting"), "epoch": trial.last_result.get("training_iteration", 0)}
-            for trial in trials
-        ]
-        table = pd.DataFrame(rows, columns=[*PARAMETERS, "trial", "epoch", *METRICS])
-        return table.to_string(index=False, na_rep="", float_format="%.4g")
+            trials = [trial for trial in trials if trial.status in ("RUNNING", "ERROR")] or trials
+        table = pd.DataFrame([trial.config["config"] | trial.last_result for trial in trials])
+        table["trial"] = [STATES.get(trial.status, "waiting") for trial in trials]
+        table = table.rename(columns={"training_iteration": "epoch"})
+        table = table.reindex(columns=[*PARAMETERS, "trial", "epoch", *METRICS])
+        self.bar.write(table.to_string(index=False, na_rep="", float_format="%.4g", max_rows=MAX_ROWS) + "\n")
 
     def on_trial_error(self, iteration, trials, trial, **info):
         self.reasons.append(Path(trial.error_file).read_text().strip().splitlines()[-1])
         trial.run_metadata.pickled_error_filename = None  # Ray would unpickle it from the results folder
 
     def on_experiment_end(self, trials, **info):
+        self.show(trials)
         self.bar.close()
 
 

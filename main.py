@@ -19,25 +19,9 @@ from results import Experiment, Plan, provenance, scripts
 
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 SAVING_SHARE = 0.02  # of a trial's time that writing its state may take
-SOME_FAILED = 3  # exit code
-FLAG_MINIMUM = {"num_samples": 1, "max_epochs": 1, "cpus_per_trial": 1}  # of all others 0
 
 
 def main():
-    args = parse_args()
-    if args.ray_address is None:  # a private cluster has a token; Ray reads this as it is imported
-        os.environ["RAY_AUTH_MODE"] = "token"
-    space = read_search_space(args.name, args.max_epochs)
-    experiment = Experiment(args.ray_root_dir, args.name)
-    with experiment.alone():
-        plan, is_longer = extend(None if args.restart else experiment.read_plan(), space, args, experiment)
-        done = last_reports(experiment, plan) if plan.checksum else {}
-        if is_longer or len(done) < len(plan.trials):
-            train_trials(experiment, plan, is_longer, done, args)
-    print(f"{args.name}: all trials are finished, in {experiment.address}")
-
-
-def parse_args():
     parser = argparse.ArgumentParser(description="Train the grid of an experiment with Ray Tune.")
     parser.add_argument("--name", required=True, help="experiment: a search space's name, or one that contains it")
     parser.add_argument("--num_samples", type=int, default=1, help="runs of the grid (1)")
@@ -53,23 +37,31 @@ def parse_args():
     parser.add_argument("--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)")
     parser.add_argument("--restart", action="store_true", help="move the experiment's old results aside and start anew")
     args = parser.parse_args()
-    for flag, value in vars(args).items():
-        minimum = FLAG_MINIMUM.get(flag, 0)
-        if isinstance(value, (int, float)) and not value >= minimum:
-            raise InputError(f"--{flag}={value:g} must be {minimum} or more.")
-    return args
+    if args.num_samples < 1 or args.cpus_per_trial == 0:
+        raise InputError("--num_samples and --cpus_per_trial must be more than 0.")
+    if args.ray_address is None:  # a private cluster has a token; Ray reads this as it is imported
+        os.environ["RAY_AUTH_MODE"] = "token"
+    space = read_search_space(args.name, args.max_epochs)
+    experiment = Experiment(args.ray_root_dir, args.name)
+    with experiment.alone():
+        plan = None if args.restart else experiment.read_plan()
+        plan = plan or Plan(search_space=describe(space), batches=[], trials={})
+        done = {key for key, _ in experiment.finished_trials(plan)}
+        extend(plan, space, args, experiment.address)
+        if len(done) < len(plan.trials):
+            train_trials(experiment, plan, done, args)
+    print(f"{args.name}: all trials are finished, in {experiment.address}")
 
 
-def extend(plan, space, args, experiment):
-    """The plan, made or with the runs that it lacks added, and whether any were; nothing is written."""
-    described = describe(space)
-    plan = plan or Plan(search_space=described, batches=[], trials={})
-    values = {key: (plan.search_space.get(key), described.get(key)) for key in sorted(plan.search_space | described)}
-    differences = [f"{key}: {there} there, {now} now" for key, (there, now) in values.items() if there != now]
-    if differences:
-        told, remedy = "; ".join(differences), "choose another --name, or move it aside with --restart"
-        raise InputError(f"{experiment.address} holds another experiment ({told}): {remedy}.")
-    planned = {seed for batch in plan.batches for seed in batch["seeds"]}
+def extend(plan, space, args, address):
+    """Adds the runs that the plan of the experiment at an address lacks; nothing is written."""
+    here, there = describe(space), plan.search_space
+    keys = [key for key in sorted(here | there) if here.get(key) != there.get(key)]
+    if keys:
+        told = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys)
+        remedy = "choose another --name, or move it aside with --restart"
+        raise InputError(f"{address} holds another experiment ({told}): {remedy}.")
+    planned = {config["seed"] for config in plan.trials.values()}
     seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
     added = {trial_key(config): config for seed in seeds for config in draw(space, seed)}
     if added:
@@ -79,22 +71,15 @@ def extend(plan, space, args, experiment):
             train.check(config)
         plan.batches.append({"seeds": seeds, "n_trials": len(added), **provenance()})
         plan.trials.update(added)
-    return plan, bool(added)
 
 
-def last_reports(experiment, plan):
-    """What the finished trials reported last, by key."""
-    return {key: state["history"][-1] for key, state in experiment.finished_trials(plan)}
-
-
-def train_trials(experiment, plan, is_longer, done, args):
-    """Trains what is not finished; raises InputError or exits where that does not come to its end."""
+def train_trials(experiment, plan, done, args):
+    """Trains what is not yet done; raises InputError or exits where that does not come to its end."""
     from ray import tune
 
     import cluster
     import datasets
 
-    configs = {key: config for key, config in plan.trials.items() if key not in done}
     recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_dir)
     plan.keep_to(recordings, args.name, args.data_dir)
     for config in plan.trials.values() if recordings else ():  # raises where a part is empty
@@ -102,25 +87,24 @@ def train_trials(experiment, plan, is_longer, done, args):
     warn_of_edits(plan)
     if args.restart and (aside := experiment.move_aside()):
         print(f"{args.name}: what was there is now {aside}")
-    if is_longer:
-        experiment.write_plan(plan)
+    experiment.write_plan(plan)
     with cluster.connected(args.ray_address):
         if args.ray_address:
             cluster.check_nodes(experiment, plan)
-        start = time.strftime("%Y%m%d-%H%M%S")
-        settings = {"save_seconds": args.save_seconds, "logs": f"{experiment.address}/ray/{start}"}
-        trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, **settings)
+        given = {"recordings": recordings, "experiment": experiment, "save_seconds": args.save_seconds}
+        trial = tune.with_parameters(run_trial, **given)
         resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
-        errors = cluster.fit(tune.with_resources(trial, resources), list(configs.values()), experiment, start, args)
-    finished = last_reports(experiment, plan)
-    if any(finished[key]["lacked_memory"] for key in configs.keys() & finished.keys()):
+        configs = [config for key, config in plan.trials.items() if key not in done]
+        errors = cluster.fit(tune.with_resources(trial, resources), configs, experiment, args)
+    last_rows = [state["history"][-1] for _, state in experiment.finished_trials(plan)]
+    if any(row["lacked_memory"] for row in last_rows):
         print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
-    if missing := configs.keys() - finished.keys():
-        if not errors:
-            raise InputError("interrupted: the same command continues.")
-        reasons = "; ".join(sorted(set(errors)))
-        print(f"main.py: {len(missing)} trials of {args.name} failed: {reasons}", file=sys.stderr)
-        sys.exit(SOME_FAILED)
+    missing = len(plan.trials) - len(last_rows)
+    if missing and not errors:
+        raise InputError("interrupted: the same command continues.")
+    if missing:
+        print(f"main.py: {missing} trials of {args.name} failed: {'; '.join(sorted(set(errors)))}", file=sys.stderr)
+        sys.exit(3)
 
 
 def warn_of_edits(plan):
@@ -132,10 +116,10 @@ def warn_of_edits(plan):
         print(f"warning: {told}", file=sys.stderr)
 
 
-def run_trial(config, recordings, experiment, save_seconds, logs):
-    """What Ray runs for a trial: trains, reports every epoch, and writes the trial's file now and then and at the end.
+def run_trial(config, recordings, experiment, save_seconds):
+    """What Ray runs for a trial: trains, reports every epoch, and writes the trial's file at the end and now and then.
 
-    save_seconds: least time between two writes. logs: where Ray logs, to be recorded.
+    save_seconds: least time between two writes.
     """
     import torch
     from ray import tune
@@ -150,7 +134,8 @@ def run_trial(config, recordings, experiment, save_seconds, logs):
     if state is not None and state["finished"]:  # and then its machine went away
         return tune.report(state["history"][-1])
     earlier = [other for other in (state or {}).get("scripts", []) if other != version]
-    about = {"scripts": [*earlier, version], "logdir": f"{logs}/{os.path.basename(context.get_trial_dir())}"}
+    log = f"{context.get_experiment_name()}/{os.path.basename(context.get_trial_dir())}"
+    about = {"scripts": [*earlier, version], "logdir": f"{experiment.address}/ray/{log}"}
     due = time.monotonic() + save_seconds
 
     def report(row, snapshot):

@@ -10,7 +10,6 @@ never stopped, to the last bit.
 import copy
 import math
 import os
-import sys
 import time
 
 import psutil
@@ -72,18 +71,11 @@ def train(config, data, report, state=None):
         valid_loss, valid_acc = evaluate(trained, loss_function, data, data.splits["valid"], config["batch_size"])
         epoch = len(history) + 1
         if not (math.isfinite(loss) and math.isfinite(valid_loss)):
-            raise FloatingPointError(
-                f"epoch {epoch}: training loss {loss}, validation loss {valid_loss}, λ {lambd.item()}; config {given}"
-            )
-        row = {
-            "training_iteration": epoch,
-            "loss": loss,
-            "valid_loss": valid_loss,
-            "valid_acc": valid_acc,
-            "lambd_est": lambd.item(),
-            "energy": energy,
-            "lacked_memory": not config["trainable"] and features is None,
-        }
+            told = f"training loss {loss}, validation loss {valid_loss}, λ {lambd.item()}; config {given}"
+            raise FloatingPointError(f"epoch {epoch}: {told}")
+        row = {"training_iteration": epoch, "loss": loss, "valid_loss": valid_loss, "valid_acc": valid_acc}
+        row |= {"lambd_est": lambd.item(), "energy": energy}
+        row["lacked_memory"] = not config["trainable"] and features is None
         history.append(row)
         best = min(history, key=lambda row: row["valid_loss"])  # the first of equal ones
         if best is row:
@@ -137,22 +129,17 @@ def fixed_features(data, layer, batch_size):
     A window that is not trained gives the same ones in every epoch.
     """
     first = layer(data.clips[:1]).transpose(-1, -2)
-    needed = len(data.clips) * first.nbytes
-    if needed > FEATURE_MEMORY * own_memory(first.device):
-        print(f"features are computed anew in every epoch: no memory for {needed / 2**20:.0f} MiB", file=sys.stderr)
+    if first.is_cuda:
+        free = torch.cuda.mem_get_info(first.device)[0] / 4
+    else:
+        free = psutil.virtual_memory().available * torch.get_num_threads() / os.cpu_count()
+    if len(data.clips) * first.nbytes > FEATURE_MEMORY * free:
         return None
     features = first.new_empty(len(data.clips), *first.shape[1:])
     for part in ("train", "valid"):
         for batch in data.splits[part].split(batch_size):
             features[batch] = layer(data.clips.index_select(0, batch)).transpose(-1, -2)
     return features
-
-
-def own_memory(device):
-    """Bytes that are free on a device for one of the trials at a time."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 4
-    return psutil.virtual_memory().available * torch.get_num_threads() / os.cpu_count()
 
 
 @torch.no_grad()

@@ -27,9 +27,8 @@ def start(args):
     config = {**search_spaces.time_frequency(1), "init_lambd": 6.38, "trainable": True}
     n = 2 if args.tiny else 8
     with cluster.connected(), tempfile.TemporaryDirectory() as folder:
-        settings = {"save_seconds": 10, "logs": ""}
         experiment = Experiment(folder, "start")
-        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, **settings)
+        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, save_seconds=10)
         run(do_nothing, {"config": tune.grid_search([{}] * n)})  # workers start
         times = []
         for function, n_epochs in ((do_nothing, 1), (trial, 1), (trial, 3)):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -157,3 +158,32 @@ def test_what_the_user_can_mend_ends_in_a_sentence(raised):
     with pytest.raises(SystemExit) as ending:
         run(main)
     assert str(raised) in ending.value.code and "\n" not in ending.value.code
+
+
+# The layout of the original's file: functions of max_epochs, one dict each, tabs and spaces mixed.
+ORIGINAL = """
+from ray import tune
+import numpy as np
+
+def esc50(max_epochs):
+    search_space = {
+\t\t'model_name' : 'panns_cnn6', 'n_mels' : 64,
+\t'hop_length' : 80, 'energy_normalize' : True, 'optimized' : True, 'normalize_window' : False,
+\t\t'augment' : False, 'pretrained' : False, 'checkpoint_path' : '/somewhere/else/Cnn6_mAP=0.343.pth',
+        'optimizer_name' : 'adam', 'lr_model' : 1e-4, 'lr_tf' : 1.0, 'batch_size' : 32,
+        'trainable' : tune.grid_search([True, False]), 'max_epochs' : max_epochs, 'patience' : 100,
+        'device' : 'cuda:0', 'dataset_name' : 'esc50', 'resample_rate' : 8000, 'n_points' : 8000 * 5,
+        'init_lambd' : tune.grid_search(list(8000 / 6 * np.array([0.010, 0.035, 0.300]))),
+    }
+    return search_space
+"""
+
+
+def test_the_originals_way_of_writing_a_search_space(tmp_path, monkeypatch):
+    (tmp_path / "search_spaces.py").write_text(ORIGINAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "search_spaces")
+    configs = draw(read_search_space("esc50", 7), 0)
+    assert len(configs) == 6 and {config["max_epochs"] for config in configs} == {7}
+    for config in configs:
+        train.check(config)

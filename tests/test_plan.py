@@ -26,7 +26,7 @@ import main
 import predict_test
 import search_spaces
 import train
-from config import InputError, draw, plain, read_search_space, trial_key
+from config import InputError, describe, draw, plain, trial_key
 from results import Experiment, Plan
 
 SPACE = plain(search_spaces.time_frequency(4)) | {"n_samples": 300}
@@ -34,16 +34,18 @@ CONFIG = {**SPACE, "trainable": True, "init_lambd": 1.276, "seed": 0}
 KEY = trial_key(CONFIG)
 
 
-def flags(**changes):
-    return main.argparse.Namespace(**{"seed": 0, "num_samples": 1} | changes)
+def extended(plan=None, space=SPACE, seed=0, num_samples=1):
+    """The plan, or a new one, with runs added as main.py does."""
+    plan = plan or Plan(search_space=describe(space), batches=[], trials={})
+    main.extend(plan, space, main.argparse.Namespace(seed=seed, num_samples=num_samples), "results")
+    return plan
 
 
 @pytest.fixture
 def experiment(tmp_path):
     """With a plan of one run of the grid, as main.py writes it."""
     experiment = Experiment(tmp_path / "results", "pulses")
-    plan, _ = main.extend(None, SPACE, flags(), experiment)
-    experiment.write_plan(plan)
+    experiment.write_plan(extended())
     return experiment
 
 
@@ -53,21 +55,20 @@ def experiment(tmp_path):
 def test_a_plan_holds_every_cell_of_every_run_and_grows(experiment):
     plan = experiment.read_plan()
     assert sorted(plan.trials) == sorted(map(trial_key, draw(SPACE, 0)))
-    unchanged, is_longer = main.extend(experiment.read_plan(), SPACE, flags(), experiment)
-    assert unchanged == plan and not is_longer
+    assert extended(experiment.read_plan()) == plan
     for seeds, changes in (([5], {"seed": 5}), ([1], {"num_samples": 2})):
-        longer, is_longer = main.extend(experiment.read_plan(), SPACE, flags(**changes), experiment)
-        assert is_longer and longer.batches[-1]["seeds"] == seeds and longer.batches[-1]["n_trials"] == 6
-        experiment.write_plan(longer)
+        experiment.write_plan(extended(experiment.read_plan(), **changes))
+        batch = experiment.read_plan().batches[-1]
+        assert batch["seeds"] == seeds and batch["n_trials"] == 6
     plan = experiment.read_plan()
     assert len(plan.trials) == 18 and {config["seed"] for config in plan.trials.values()} == {0, 1, 5}
 
 
 def test_another_search_space_and_one_that_cannot_be_trained_are_refused(experiment):
     with pytest.raises(InputError, match=r"\(batch_size: 128 there, 64 now\): .*--restart"):
-        main.extend(experiment.read_plan(), SPACE | {"batch_size": 64}, flags(), experiment)
+        extended(experiment.read_plan(), SPACE | {"batch_size": 64})
     with pytest.raises(InputError, match="model_name 'resnet' is not one of"):
-        main.extend(None, SPACE | {"model_name": "resnet"}, flags(), experiment)
+        extended(space=SPACE | {"model_name": "resnet"})
 
 
 OTHER_PLANS = {
@@ -91,7 +92,7 @@ def test_plans_that_are_none(experiment, case):
 @given(data=st.data())
 def test_mutated_plans_are_the_same_or_refused(tmp_path_factory, data):
     experiment = Experiment(tmp_path_factory.mktemp("plan"), "pulses")
-    plan, _ = main.extend(None, SPACE, flags(), experiment)
+    plan = extended()
     experiment.write_plan(plan)
     content = bytearray(experiment.storage.read("pulses/experiment.json"))
     start = data.draw(st.integers(0, len(content) - 1))
@@ -156,13 +157,23 @@ def test_other_recordings_than_the_plans_are_refused(experiment):
             plan.keep_to(others, "esc50", "elsewhere")
 
 
-def test_edited_scripts_are_told(experiment, monkeypatch, capsys):
-    plan = experiment.read_plan()
-    main.warn_of_edits(plan)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(main, "scripts", lambda: plan.batches[0]["scripts"] | {"dmel.py": "edited", "train.py": "too"})
-    main.warn_of_edits(plan)
-    assert "edited since this experiment began: dmel.py, train.py;" in capsys.readouterr().err
+def test_edited_scripts_and_too_little_memory_are_told(experiment, monkeypatch, capsys):
+    def fit(trial, configs, *others):
+        for config in configs:
+            row = {"lacked_memory": is_told}
+            state = {"config": config, "history": [row], "finished": True, "best_net": {}}
+            experiment.write_trial(trial_key(config), state)
+
+    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
+    monkeypatch.setattr(cluster, "fit", fit)
+    plan, now = experiment.read_plan(), main.scripts()
+    for is_told in (False, True):
+        main.train_trials(experiment, plan, set(), mock.Mock(ray_address=None, restart=False))
+        output = capsys.readouterr()
+        assert ("Too little memory to keep the features" in output.out) == is_told
+        assert ("edited since this experiment began: dmel.py, train.py;" in output.err) == is_told
+        monkeypatch.setattr(main, "scripts", lambda: now | {"dmel.py": "edited", "train.py": "too"})
 
 
 # Trials
@@ -198,11 +209,11 @@ def test_a_damaged_trial_hurts_itself_alone(experiment, tmp_path, damage, capsys
         experiment.write_trial(key, {**state, "config": plan.trials[key]})
     path = tmp_path / "results" / "pulses" / "trials" / f"{first}.pt"
     TRIALS[damage](path)
-    assert [*main.last_reports(experiment, plan)] == [second]
+    assert [key for key, _ in experiment.finished_trials(plan)] == [second]
     assert re.fullmatch(rf"warning: \S+trials/{first}\.pt is damaged .*trains it anew\n", capsys.readouterr().err)
     if damage != "a folder":
         experiment.write_trial(first, {**state, "config": plan.trials[first]})
-        assert [*main.last_reports(experiment, plan)] == [first, second]
+        assert [key for key, _ in experiment.finished_trials(plan)] == [first, second]
 
 
 def test_mutated_trials_are_the_same_or_damaged(experiment, tmp_path):
@@ -233,8 +244,7 @@ def test_a_write_that_fails_leaves_the_old_file(experiment, monkeypatch):
 
 def test_one_process_at_a_time(tmp_path):
     experiment = Experiment(tmp_path, "time_frequency")
-    plan, _ = main.extend(None, plain(search_spaces.time_frequency(1000)), flags(), experiment)
-    experiment.write_plan(plan)
+    experiment.write_plan(extended(space=plain(search_spaces.time_frequency(1000))))
     with experiment.alone():
         for script, name, folder in (
             ("main.py", "--name", "--ray_root_dir"),
@@ -248,62 +258,12 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
-# The layout of the original's file: functions of max_epochs, one dict each, tabs and spaces mixed.
-ORIGINAL = """
-from ray import tune
-import numpy as np
-
-def esc50(max_epochs):
-    search_space = {
-\t\t'model_name' : 'panns_cnn6', 'n_mels' : 64,
-\t'hop_length' : 80, 'energy_normalize' : True, 'optimized' : True, 'normalize_window' : False,
-\t\t'augment' : False, 'pretrained' : False, 'checkpoint_path' : '/somewhere/else/Cnn6_mAP=0.343.pth',
-        'optimizer_name' : 'adam', 'lr_model' : 1e-4, 'lr_tf' : 1.0, 'batch_size' : 32,
-        'trainable' : tune.grid_search([True, False]), 'max_epochs' : max_epochs, 'patience' : 100,
-        'device' : 'cuda:0', 'dataset_name' : 'esc50', 'resample_rate' : 8000, 'n_points' : 8000 * 5,
-        'init_lambd' : tune.grid_search(list(8000 / 6 * np.array([0.010, 0.035, 0.300]))),
-    }
-    return search_space
-"""
-
-
-def test_the_originals_way_of_writing_a_search_space(tmp_path, monkeypatch):
-    (tmp_path / "search_spaces.py").write_text(ORIGINAL)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "search_spaces")
-    configs = draw(read_search_space("esc50", 7), 0)
-    assert len(configs) == 6 and {config["max_epochs"] for config in configs} == {7}
-    for config in configs:
-        train.check(config)
-
-
 def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
     state = trained()
     assert 0 < predict_test.accuracy_of(state, None) < 1
     for best_net in (torch.nn.Linear(2, 2).state_dict(), None, [1]):
         with pytest.raises(InputError, match="holds no network of its config"):
             predict_test.accuracy_of(state | {"best_net": best_net}, None)
-
-
-# What main.py does around trials, without Ray
-
-
-def test_too_little_memory_for_features_is_told(experiment, monkeypatch, capsys):
-    plan = experiment.read_plan()
-
-    def fit(*inputs):
-        for key, config in plan.trials.items():
-            row = {"lacked_memory": lacked_memory}
-            experiment.write_trial(key, {"config": config, "history": [row], "finished": True, "best_net": {}})
-        return []
-
-    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
-    monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
-    monkeypatch.setattr(cluster, "fit", fit)
-    monkeypatch.setattr(sys, "argv", ["main.py", "--name=pulses"])
-    for lacked_memory in (False, True):
-        main.train_trials(experiment, plan, False, {}, main.parse_args())
-        assert ("Too little memory to keep the features" in capsys.readouterr().out) == lacked_memory
 
 
 def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
@@ -326,8 +286,8 @@ def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
     monkeypatch.setattr(experiment, "write_trial", write_trial)
     monkeypatch.setattr(main.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(train, "train", trained_slowly)
-    main.run_trial({"config": CONFIG}, None, experiment, save_seconds=0, logs="")
+    main.run_trial({"config": CONFIG}, None, experiment, save_seconds=0)
     assert written == [1, 8, 15, 22, 29, 30]
     written.clear()
-    main.run_trial({"config": CONFIG}, None, experiment, save_seconds=2, logs="")
+    main.run_trial({"config": CONFIG}, None, experiment, save_seconds=2)
     assert written == [16, 30]
