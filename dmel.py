@@ -28,7 +28,7 @@ CONTINUOUS_N = 512  # FFT size whose filter sums continuous gives to filters of 
 MEL_GROUPS = 4  # the filters of a group share one product over the bins they touch: a quarter of the dense work
 CPU_BLOCK = 2**19  # samples of windowed frames that a thread works on at once: 2 MiB of float32 stay in its caches
 GPU_BLOCK = 2**26  # enough for a whole batch: 256 MiB of float32
-MEL_SCALES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # from Hz to mel and back
+MEL_SCALES: dict[str, Any] = {  # from Hz to mel and back
     "htk": (lambda hz: 2595 * torch.log10(1 + hz / 700), lambda mel: 700 * (10 ** (mel / 2595) - 1)),
     "slaney": (
         lambda hz: torch.where(hz < 1000, hz * 3 / 200, 15 + 27 * torch.log(hz / 1000) / math.log(6.4)),
@@ -38,10 +38,9 @@ MEL_SCALES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
 
 
 def fft_size(lambd: Tensor | float, n_samples: int = 2**61) -> int:
-    """FFT size N of the adaptive mode: the smallest power of two ≥ int(6λ), computed in float32.
+    """FFT size N of the adaptive mode: the smallest power of two ≥ int(6λ), at most the one ≥ 2·n_samples of a clip.
 
-    lambd: λ in samples; reading it is the layer's one host-device synchronisation. n_samples: clip length; N is kept
-    within [2, smallest power of two ≥ 2·n_samples]. Raises ValueError where λ is not finite.
+    Reading λ, in samples, is the layer's one host-device synchronisation. Raises ValueError where λ is not finite.
     """
     value = abs(torch.as_tensor(lambd).item())
     if not math.isfinite(value):
@@ -65,7 +64,7 @@ def gaussian_window(lambd: Tensor, length: int, normalize: bool = False) -> tupl
     if normalize:
         norm = window.square().sum().sqrt()
         window, derivative = window / norm, derivative / norm
-        derivative = derivative - window * (window @ derivative)
+        derivative = derivative - window * torch.dot(window, derivative)  # autocast leaves dot alone
     return window, derivative
 
 
@@ -81,74 +80,70 @@ def mel_filter_bank(n_fft: int, n_mels: int, rate: int, f_min: float, f_max: Any
 
 
 @functools.lru_cache(maxsize=64)
-def mel_filters(n_fft: int, continuous: bool, n_groups: int, target: Any, *settings: Any) -> list[Any]:
-    """mel_filter_bank(n_fft, *settings) in groups of neighbouring filters: (first, last, weights) of each.
+def mel_filters(n_fft: int, continuous: bool, n_groups: int, target: Any, *settings: Any) -> tuple[Any, Any]:
+    """mel_filter_bank(n_fft, *settings) in groups of neighbours: (first, last) and weights for each group.
 
     weights, shape = (last - first, filters), apply to products first..last in features_of, of which a bin has two.
     """
+    ranges, weights = [], []
     with torch.inference_mode(False), torch._C._DisableFuncTorch():  # plain tensors for the cache
         bank = mel_filter_bank(n_fft, *settings)
         if continuous:  # in a fine grid a filter's sum grows as the FFT size
             sums, fine = bank.sum(dim=0), mel_filter_bank(2**15, *settings).sum(dim=0) / 2**15
             bank = bank * torch.where(sums > 0, CONTINUOUS_N * fine / sums, 0.0)
-        groups = []
         for filters in bank.tensor_split(n_groups, dim=1):
-            bins = filters.any(dim=1).nonzero()
-            first, last = (int(bins.min()), int(bins.max()) + 1) if len(bins) else (0, 1)
-            groups.append((2 * first, 2 * last, filters[first:last].repeat_interleave(2, dim=0).to(*target)))
-    return groups
+            bins = filters.any(dim=1).nonzero().flatten().tolist() or [0]
+            ranges.append((2 * bins[0], 2 * bins[-1] + 2))
+            weights.append(filters[bins[0] : bins[-1] + 1].repeat_interleave(2, dim=0).to(*target))
+    return ranges, weights
 
 
-# What turns clips into features beside the window, whose length is in samples. filters: of mel_filters, or None.
-Settings = namedtuple("Settings", "n_fft length hop_length remove_mean filters log zero_floor")
+# What turns clips into features beside the window. ranges, weights: of mel_filters, empty where there are none.
+Settings = namedtuple("Settings", "n_fft length hop_length remove_mean ranges weights log zero_floor")
 
 
-def features_of(padded: Tensor, windows: Tensor, settings: Settings, memory: Any = None) -> list[Tensor]:
-    """Features of padded clips under a window w and, where windows holds 2·dw/dλ too, their derivative in λ.
+def features_of(frames: Tensor, windows: Tensor, settings: Settings, memory: Any = None) -> list[Tensor]:
+    """Features of frames under a window w and, where windows holds 2·dw/dλ too, their derivative in λ.
 
-    padded: shape = (clips, samples). windows: shape = (1 or 2, length). memory: tensor to work in, None for autograd.
-    Each result has the shape (clips, frames, bands).
+    frames: shape = (clips, frames, length). windows: shape = (1 or 2, length). memory: tensor to work in, None for
+    autograd. Each result has the shape (clips, frames, bands).
     """
-    frames = padded.unfold(-1, settings.length, settings.hop_length)  # a view, (clips, frames, length)
     windowed = torch.mul(frames, windows[:, None, None], out=None if memory is None else memory.resize_(0))
     spectra = torch.fft.rfft(windowed, settings.n_fft)  # (windows, clips, frames, bins)
     parts = torch.view_as_real(spectra).flatten(-2)  # real and imaginary parts interleaved
     # The terms of |S|² and of 2 Re(conj(S)·dS/dλ), still to be added, in the memory that windowed no longer needs.
     products = torch.mul(parts, parts[:1], out=None if memory is None else memory.resize_(0))
-    if settings.filters is None:
-        bands = products[..., ::2] + products[..., 1::2]
+    if settings.ranges:
+        groups = zip(settings.ranges, settings.weights, strict=True)
+        bands = torch.cat([products[..., first:last] @ weights for (first, last), weights in groups], dim=-1)
     else:
-        bands = torch.cat([products[..., first:last] @ weights for first, last, weights in settings.filters], dim=-1)
+        bands = products[..., ::2] + products[..., 1::2]
     values, *derivatives = bands.unbind()
     if not settings.log:
         return [values, *derivatives]
     floored = values + (values.new_full((1,), LOG_FLOOR) if torch.compiler.is_compiling() else LOG_FLOOR)
-    derivatives = [derivative.div_(floored) for derivative in derivatives]
-    return [(values / LOG_FLOOR).log1p_() if settings.zero_floor else floored.log_(), *derivatives]
+    log_values = (values / LOG_FLOOR).log1p_() if settings.zero_floor else floored.log()
+    return [log_values, *(derivative.div_(floored) for derivative in derivatives)]
 
 
-def blocks(padded: Tensor, settings: Settings) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Blocks of (clips, frames) that stay in the caches, each with the part of the padded clips it comes from."""
-    n_clips, n_frames, _ = padded.unfold(-1, settings.length, settings.hop_length).shape
-    per_block = max(1, (CPU_BLOCK * torch.get_num_threads() if padded.is_cpu else GPU_BLOCK) // (2 * settings.n_fft))
-    frame_step = math.ceil(n_frames / math.ceil(n_frames / per_block))  # equal blocks, not a small last one
+def blocks(frames: Tensor, n_fft: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of (clips, frames) whose transforms stay in the caches; of equal size, not with a small last one."""
+    n_clips, n_frames, _ = frames.shape
+    per_block = max(1, (CPU_BLOCK * torch.get_num_threads() if frames.is_cpu else GPU_BLOCK) // (2 * n_fft))
+    frame_step = math.ceil(n_frames / math.ceil(n_frames / per_block))
     clip_step = max(1, per_block // n_frames)
     for clip in range(0, n_clips, clip_step):
-        clips = slice(clip, clip + clip_step)
-        for first in range(0, n_frames, frame_step):
-            last = min(first + frame_step, n_frames)
-            samples = slice(first * settings.hop_length, (last - 1) * settings.hop_length + settings.length)
-            yield (clips, slice(first, last)), (clips, samples)
+        for frame in range(0, n_frames, frame_step):
+            yield slice(clip, clip + clip_step), slice(frame, min(frame + frame_step, n_frames))
 
 
-@torch.no_grad()
-def in_blocks(padded: Tensor, windows: Tensor, settings: Settings) -> list[Tensor]:
-    """features_of, block by block, all in one piece of memory: what a block works on has to stay in the caches."""
-    n_bands = sum(weights.shape[1] for *_, weights in settings.filters) if settings.filters else settings.n_fft // 2 + 1
-    shape = *padded.unfold(-1, settings.length, settings.hop_length).shape[:2], n_bands
-    results, memory = [padded.new_empty(shape) for _ in windows], padded.new_empty(0)
-    for block, part in blocks(padded, settings):
-        for result, values in zip(results, features_of(padded[part], windows, settings, memory), strict=True):
+def in_blocks(frames: Tensor, windows: Tensor, settings: Settings) -> list[Tensor]:
+    """features_of, block by block, all in one piece of memory."""
+    n_bands = sum(weights.shape[1] for weights in settings.weights) or settings.n_fft // 2 + 1
+    results = [frames.new_empty(*frames.shape[:2], n_bands) for _ in windows]
+    memory = frames.new_empty(0)
+    for block in blocks(frames, settings.n_fft):
+        for result, values in zip(results, features_of(frames[block], windows, settings, memory), strict=True):
             result[block] = values
     return results
 
@@ -173,25 +168,27 @@ class _Known(torch.autograd.Function):
 
 
 class _Recomputed(torch.autograd.Function):
-    """Features without a graph: backward computes each block once more."""
+    """Features of padded clips without a graph: backward computes each block once more."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, windows: Tensor, settings: Settings) -> Tensor:
         ctx.save_for_backward(padded, windows)
         ctx.settings = settings
-        return in_blocks(padded, windows, settings)[0]
+        return in_blocks(padded.unfold(-1, settings.length, settings.hop_length), windows, settings)[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (padded, windows), again = ctx.saved_tensors, torch.is_grad_enabled()
+        n_fft, length, hop_length, *_ = ctx.settings
         of_padded, of_windows = torch.zeros_like(padded), torch.zeros_like(windows)
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
-            for block, part in blocks(padded, ctx.settings):
+            for clips, rows in blocks(gradient, n_fft):
+                part = clips, slice(rows.start * hop_length, (rows.stop - 1) * hop_length + length)
                 sources = [padded[part], windows] if windows.requires_grad else [padded[part]]
-                features = features_of(sources[0], windows, ctx.settings)
-                of_part, *of_window = torch.autograd.grad(features, sources, [gradient[block]], create_graph=again)
-                of_padded[part] += of_part
-                of_windows += sum(of_window)
+                features = features_of(sources[0].unfold(-1, length, hop_length), windows, ctx.settings)
+                gradients = torch.autograd.grad(features, sources, [gradient[clips, rows]], create_graph=again)
+                of_padded[part] += gradients[0]
+                of_windows += sum(gradients[1:])
         return of_padded, of_windows, None
 
 
@@ -204,16 +201,14 @@ def transform(x: Tensor, settings: Settings, window: Tensor, derivative: Any = N
         clips = x.reshape(-1, x.shape[-1]).to(window.dtype)
         clips = clips - clips.mean(dim=-1, keepdim=True) if settings.remove_mean else clips
         padded = nn.functional.pad(clips, ((settings.length + 1) // 2, settings.length // 2))
-        if derivative is None:
-            features = features_of(padded, window.unsqueeze(0), settings)[0]
-        elif torch._C._are_functorch_transforms_active():  # torch.func hides what needs a gradient
-            features = features_of(padded, _Known.apply(window, derivative, lambd).unsqueeze(0), settings)[0]
-        elif padded.requires_grad:
-            features = _Recomputed.apply(padded, _Known.apply(window, derivative, lambd).unsqueeze(0), settings)
-        elif torch.is_grad_enabled() and lambd.requires_grad:
-            features = _Known.apply(*in_blocks(padded, torch.stack([window, 2 * derivative]), settings), lambd)
+        frames = padded.unfold(-1, settings.length, settings.hop_length)  # a view, (clips, frames, length)
+        windows = (window if derivative is None else _Known.apply(window, derivative, lambd)).unsqueeze(0)
+        if derivative is None or torch._C._are_functorch_transforms_active():  # torch.func hides what needs a gradient
+            features = features_of(frames, windows, settings)[0]
+        elif windows.requires_grad and not padded.requires_grad:
+            features = _Known.apply(*in_blocks(frames, torch.stack([window, 2 * derivative]), settings), lambd)
         else:
-            features = in_blocks(padded, window.unsqueeze(0), settings)[0]
+            features = _Recomputed.apply(padded, windows, settings)
     return features.reshape(*x.shape[:-1], *features.shape[1:]).transpose(-1, -2).to(x.dtype)
 
 
@@ -261,14 +256,16 @@ class DifferentiableSpectrogram(nn.Module):
         """The layer with the window of the present λ, for export. n_samples: clip length, with optimized=False."""
         if not self.optimized and n_samples is None:
             raise ValueError("n_samples is missing: with optimized=False the window is as long as the clips.")
-        return Frozen(self, n_samples or 2**61)
+        settings = self._settings(n_samples or 2**61, 1, self.lambd.device, self.lambd.dtype)
+        window, _ = gaussian_window(self.lambd.detach(), settings.length, self.normalize_window)
+        return Frozen(settings, window)
 
     def extra_repr(self: Any) -> str:
-        settings = [(f, getattr(self, f.name)) for f in fields(self) if f.name != "init_lambd"]
+        shown = [f.name for f in fields(self) if f.name != "init_lambd" and getattr(self, f.name) != f.default]
         present = "meta" if self.lambd.is_meta else f"{self.lambd.item():.4g}"
         if isinstance(self, DMEL) and not self.lambd.is_meta:
             present += f" ({1000 * self.window_length:.4g} ms)"
-        return ", ".join([*(f"{f.name}={value!r}" for f, value in settings if value != f.default), f"lambd={present}"])
+        return ", ".join([*(f"{name}={getattr(self, name)!r}" for name in shown), f"lambd={present}"])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Stays in float32 where a network is cast to half precision: there λ could not move.
@@ -277,7 +274,7 @@ class DifferentiableSpectrogram(nn.Module):
     def _settings(self, n_samples: int, n_groups: int, *target: Any) -> Settings:
         length = fft_size(self.lambd, n_samples) if self.optimized else n_samples
         n_fft = length if self.optimized else 2 * length
-        return Settings(n_fft, length, self.hop_length, self.remove_mean, filters=None, log=False, zero_floor=False)
+        return Settings(n_fft, length, self.hop_length, self.remove_mean, (), (), log=False, zero_floor=False)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -299,8 +296,8 @@ class DMEL(DifferentiableSpectrogram):
         super().__post_init__()
         f_max = self.sample_rate // 2 if self.f_max is None else self.f_max
         if self.n_mels < 1 or not 0 <= self.f_min < f_max <= self.sample_rate / 2:
-            band = f"0 <= f_min={self.f_min} < f_max={f_max} <= sample_rate / 2 = {self.sample_rate / 2:g} Hz"
-            raise ValueError(f"n_mels={self.n_mels} must be 1 or more, and {band}.")
+            told = f"n_mels={self.n_mels} must be 1 or more, 0 <= f_min={self.f_min} < f_max={f_max} <= sample_rate / 2"
+            raise ValueError(f"{told} = {self.sample_rate / 2:g} Hz.")
         if self.norm not in (None, "slaney") or self.mel_scale not in MEL_SCALES:
             raise ValueError(f"norm={self.norm!r}: None or 'slaney'; mel_scale={self.mel_scale!r}: 'htk' or 'slaney'.")
 
@@ -317,8 +314,8 @@ class DMEL(DifferentiableSpectrogram):
     def _settings(self, n_samples: int, n_groups: int, *target: Any) -> Settings:
         settings = super()._settings(n_samples, n_groups, *target)
         bank = self.n_mels, self.sample_rate, self.f_min, self.f_max, self.norm, self.mel_scale
-        filters = mel_filters(settings.n_fft, self.continuous, n_groups, target, *bank)
-        return settings._replace(filters=filters, log=self.log, zero_floor=self.zero_floor)
+        ranges, weights = mel_filters(settings.n_fft, self.continuous, n_groups, target, *bank)
+        return settings._replace(ranges=ranges, weights=weights, log=self.log, zero_floor=self.zero_floor)
 
 
 class Frozen(nn.Module):
@@ -326,25 +323,21 @@ class Frozen(nn.Module):
 
     _apply: Any = DifferentiableSpectrogram._apply
 
-    def __init__(self, layer: DifferentiableSpectrogram, n_samples: int) -> None:
+    def __init__(self, settings: Settings, window: Tensor) -> None:
         super().__init__()
-        settings = layer._settings(n_samples, 1, layer.lambd.device, layer.lambd.dtype)
-        window, _ = gaussian_window(layer.lambd.detach(), settings.length, layer.normalize_window)
-        *self.range, weights = settings.filters[0] if settings.filters else (None,)
-        self.settings = settings._replace(filters=None)  # its tensors are buffers
-        self.register_buffer("window", window.unsqueeze(0))
-        self.register_buffer("weights", weights)
+        self.settings = settings._replace(weights=())  # one group or none
+        self.register_buffer("window", window)
+        self.register_buffer("weights", settings.weights[0] if settings.weights else None)
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """Features of clips x, shapes as the layer's."""
-        filters = None if self.weights is None else [(*self.range, self.weights)]
-        return transform(x, self.settings._replace(filters=filters), self.window[0])
+        return transform(x, self.settings._replace(weights=[self.weights]), self.window)
 
 
 def parameter_groups(network: nn.Module, lr_lambd: float = 1.0) -> list[dict[str, Any]]:
     """Parameter groups for any optimizer: λ of every layer, at lr_lambd and without weight decay, and all else."""
-    lambds = {id(m.lambd): m.lambd for m in network.modules() if isinstance(m, DifferentiableSpectrogram)}
+    lambds = dict.fromkeys(m.lambd for m in network.modules() if isinstance(m, DifferentiableSpectrogram))
     if not lambds:
         raise ValueError("the network has no layer of dmel.py, so there is no λ to train.")
-    others = [parameter for parameter in network.parameters() if id(parameter) not in lambds]
-    return [{"params": [*lambds.values()], "lr": lr_lambd, "weight_decay": 0.0}, {"params": others}]
+    others = [parameter for parameter in network.parameters() if parameter not in lambds]
+    return [{"params": [*lambds], "lr": lr_lambd, "weight_decay": 0.0}, {"params": others}]

@@ -13,7 +13,8 @@ from conftest import shared
 import dmel
 from dmel import DMEL, LOG_FLOOR, DifferentiableSpectrogram, fft_size, gaussian_window, mel_filter_bank
 
-LAYERS = [f"layer_{name}" for name in ("esc50_10ms", "esc50_35ms", "esc50_300ms", "16k_40mels", "negative_lambda")]
+LAYERS = ["esc50_10ms", "esc50_35ms", "esc50_300ms", "16k_40mels", "negative_lambda", "normalized"]
+LAYERS = [f"layer_{name}" for name in LAYERS]
 SPECTROGRAMS = ["spectrogram_128_short", "spectrogram_128_ref", "spectrogram_128_long"]
 
 
@@ -32,24 +33,23 @@ def golden(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", [*LAYERS, "layer_normalized", *SPECTROGRAMS])
+@pytest.mark.parametrize("name", [*LAYERS, *SPECTROGRAMS])
 def test_golden(name, dtype):
     tensors, meta = golden(name)
-    is_layer = name in (*LAYERS, "layer_normalized")
-    taken = ("hop_length", "normalize_window", *(("sample_rate", "n_mels", "f_min", "f_max") if is_layer else ()))
-    layer_class = DMEL if is_layer else DifferentiableSpectrogram
-    layer = layer_class(init_lambd=meta["lambd"], **{key: meta[key] for key in taken})
-    expected = tensors["mel" if is_layer else "power"].squeeze(1).to(dtype)
-    if is_layer:  # the logarithm checks the small bands too
+    taken = {key: meta[key] for key in ("hop_length", "normalize_window")}
+    if name in LAYERS:  # the logarithm checks the small bands too
+        taken |= {key: meta[key] for key in ("sample_rate", "n_mels", "f_min", "f_max")}
+        layer, gradient = DMEL(init_lambd=meta["lambd"], **taken), tensors["dlambd_logmel"]
+        expected, tolerance = (tensors["mel"].squeeze(1).to(dtype) + LOG_FLOOR).log(), 3e-5
         assert layer.n_fft == meta["n_fft"]
-        expected = (expected + LOG_FLOOR).log()
+    else:
+        layer, gradient = DifferentiableSpectrogram(init_lambd=meta["lambd"], **taken), tensors["dlambd"]
+        expected, tolerance = tensors["power"].squeeze(1).to(dtype), 1e-5
     features = layer(tensors["x"].to(dtype))
     assert features.dtype == dtype
-    error = (features.detach() - expected).abs().max() / expected.abs().max()
-    assert error < (3e-5 if is_layer else 1e-5)  # the original computed in float32
+    assert (features.detach() - expected).abs().max() < tolerance * expected.abs().max()  # computed in float32
     (features * tensors["upstream"].squeeze(1)).sum().backward()
-    gradient = tensors["dlambd_logmel" if is_layer else "dlambd"].item()
-    assert layer.lambd.grad.item() == pytest.approx(gradient, rel=1e-3)
+    assert layer.lambd.grad.item() == pytest.approx(gradient.item(), rel=1e-3)
 
 
 def plain_power(x, lambd, hop_length, adaptive, normalize_window):
@@ -234,7 +234,8 @@ def test_second_derivatives_with_the_clips_are_right(adaptive):
 
 
 def test_autocast_computes_in_float32():
-    layer, x = DMEL(1000, n_mels=6, hop_length=20, init_lambd=7.3), clips(2, 300, dtype=torch.float32).requires_grad_()
+    layer = DMEL(1000, n_mels=6, hop_length=20, init_lambd=7.3, normalize_window=True)
+    x = clips(2, 300, dtype=torch.float32).requires_grad_()
     expected = layer(x)
     expected_gradients = torch.autograd.grad(expected.square().sum(), (layer.lambd, x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -289,15 +290,11 @@ def test_filters_are_those_of_librosa(sample_rate, n_mels, f_min, f_max, norm, m
         torch.testing.assert_close(bank, torch.from_numpy(expected).T, rtol=0, atol=1e-6 * bank.max().item())
 
 
-@pytest.mark.parametrize(("norm", "mel_scale"), [(None, "htk"), ("slaney", "slaney")])
-@pytest.mark.parametrize("continuous", [False, True])
-def test_filters_of_the_layer(norm, mel_scale, continuous):
-    layer = small_dmel(7.3, log=False, norm=norm, mel_scale=mel_scale, continuous=continuous)
+def test_continuous_gives_filters_the_sums_they_have_at_512():
+    layer = small_dmel(7.3, log=False, norm="slaney", continuous=True)
     power = DifferentiableSpectrogram(hop_length=20, init_lambd=7.3, optimized=True)(clips(2, 300))
-    bank = mel_filter_bank(64, 6, 1000, 0.0, None, norm, mel_scale)
-    if continuous:  # the sums of filters at 512, as they are in a fine grid
-        fine = mel_filter_bank(2**15, 6, 1000, 0.0, None, norm, mel_scale).sum(dim=0) * 512 / 2**15
-        bank = bank * fine / bank.sum(dim=0)
+    bank, fine = (mel_filter_bank(n_fft, 6, 1000, 0.0, None, "slaney", "htk") for n_fft in (64, 2**15))
+    bank = bank * fine.sum(dim=0) * 512 / 2**15 / bank.sum(dim=0)
     torch.testing.assert_close(layer(clips(2, 300)), bank.T @ power)
 
 

@@ -28,8 +28,8 @@ def test_forward_with_fake_cuda_tensors(space):
 
     def filters(n_fft, continuous, n_groups, target, *settings):  # fake ones have no values to look for bins in
         with unset_fake_temporarily():
-            groups = real_filters(n_fft, continuous, n_groups, ("cpu", torch.float32), *settings)
-        return [(first, last, torch.empty(weights.shape).to(*target)) for first, last, weights in groups]
+            ranges, weights = real_filters(n_fft, continuous, n_groups, ("cpu", torch.float32), *settings)
+        return ranges, [torch.empty(group.shape).to(*target) for group in weights]
 
     with FakeTensorMode(), mock.patch.multiple(dmel, fft_size=lambda *_: n_fft, mel_filters=filters):
         with torch.device("cuda"):
