@@ -28,14 +28,10 @@ def run(main):
     script = Path(sys.argv[0]).name
     try:
         main()
-    except InputError as error:
-        sys.exit(f"{script}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{script}: interrupted: the same command continues.")
-    except BrokenPipeError:  # such as produce_tables.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a full disk, a folder that cannot be written, a storage that is not there
-        sys.exit(f"{script}: {error}: mend that and start again.")
+    except (InputError, OSError) as error:  # or a full disk, a folder that cannot be written, a storage not there
+        sys.exit(f"{script}: {error}")
 
 
 @contextlib.contextmanager
@@ -102,19 +98,6 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     tf32: bool = Field(False, description="convolutions and products of a GPU in TF32, quicker and less exact")
     bf16: bool = Field(False, description="the network behind the layer in bfloat16, quicker and less exact")
 
-    def check(self):
-        """Raises InputError where keys contradict each other."""
-        limits = {"hop_length": self.n_points, "init_lambd": self.n_points, "sigma_ref": self.n_points / 5}
-        for key, limit in limits.items():
-            if (value := getattr(self, key) or 0) > limit:
-                raise InputError(f"config: {key} = {value} must be {limit:g} at most where n_points = {self.n_points}.")
-        if self.zero_floor and self.energy_normalize is False:
-            raise InputError("config: zero_floor = True needs energy_normalize: True: it is of the logarithm.")
-        if isinstance(self.split, dict):
-            groups = [group for part in self.split.values() for group in part]
-            if self.split.keys() != set(PARTS) or len(set(groups)) < len(groups):
-                raise InputError(f"config: split = {self.split} must give each of {PARTS} groups of its own.")
-
 
 def complete(config, exclude_defaults=False):
     """The config with all keys, in plain values; raises InputError with key, value and what is allowed."""
@@ -127,7 +110,16 @@ def complete(config, exclude_defaults=False):
         field = Config.model_fields.get(key)
         meaning = field.description if field else f"known are {', '.join(Config.model_fields)}"
         raise InputError(f"config: {key} = {config.get(key)!r:.100}: {told} ({meaning}).") from None
-    checked.check()
+    n_points, split = checked.n_points, checked.split
+    for key, limit in {"hop_length": n_points, "init_lambd": n_points, "sigma_ref": n_points / 5}.items():
+        if (value := getattr(checked, key) or 0) > limit:
+            raise InputError(f"config: {key} = {value} must be {limit:g} at most where n_points = {n_points}.")
+    if checked.zero_floor and checked.energy_normalize is False:
+        raise InputError("config: zero_floor = True needs energy_normalize: True: it is of the logarithm.")
+    if isinstance(split, dict):
+        groups = [group for part in split.values() for group in part]
+        if split.keys() != set(PARTS) or len(set(groups)) < len(groups):
+            raise InputError(f"config: split = {split} must give each of {PARTS} groups of its own.")
     return checked.model_dump(exclude_defaults=exclude_defaults)
 
 

@@ -36,12 +36,10 @@ def main():
     with experiment.alone():
         recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_base_dir)
         plan.keep_to(recordings, name, args.data_base_dir)
-        states = experiment.finished_trials(plan)
-        for key, state in tqdm(states, f"testing {name}", len(plan.trials), unit="trial"):
-            try:
-                accuracy = accuracy_of(state, recordings)
-            except InputError as error:
-                print(f"warning: {experiment.address}/trials/{key}.pt is left out: {error}", file=sys.stderr)
+        for key, state in tqdm(experiment.finished_trials(plan), f"testing {name}", len(plan.trials), unit="trial"):
+            accuracy = accuracy_of(state, recordings)
+            if accuracy is None:
+                print(f"warning: {name}/trials/{key}.pt holds no network of its config: left out", file=sys.stderr)
                 continue
             history, scripts = state["history"], "+".join(state["scripts"])
             epochs += [{"trial": len(rows), **report} for report in history]
@@ -76,18 +74,17 @@ def reduced(plan):
 
 
 def accuracy_of(state, recordings):
-    """Accuracy (0..1) of a trial's best network on its test split; InputError where it does not fit its config."""
+    """Accuracy (0..1) of a trial's best network on its test split, None where it does not fit its config."""
     import train  # not for --help: torch takes seconds
 
     config = {**state["config"], "pretrained": False}
     net, loss_function, device = train.prepare(config)
     try:
         net.load_state_dict(state["best_net"])
-    except (AttributeError, TypeError, RuntimeError) as error:
-        raise InputError(f"it holds no network of its config ({type(error).__name__}).") from None
+    except (AttributeError, TypeError, RuntimeError):
+        return None
     data = datasets.load(config, recordings).to(device)
-    _, accuracy = train.evaluate(net, loss_function, data, data.splits["test"], config["batch_size"])
-    return accuracy
+    return train.evaluate(net, loss_function, data, data.splits["test"], config["batch_size"])[1]
 
 
 if __name__ == "__main__":

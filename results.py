@@ -6,18 +6,17 @@ whole, and none is unpickled: what stands in it cannot run.
 
 import contextlib
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +38,7 @@ class Storage:
         try:
             self.filesystem, path = FileSystem.from_uri(str(root if "://" in str(root) else Path(root).absolute()))
         except (ValueError, OSError) as error:
-            remedy = "name a folder or a URI that Ray accepts"
-            raise InputError(f"cannot use '{root}' for results ({first_line(error)}): {remedy}.") from None
+            raise InputError(f"cannot use '{root}' for results: name a folder or URI ({first_line(error)}).") from None
         self.root = path.rstrip("/")  # without the settings that a URI has behind ?, or a password before @
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
         self.address = self.root if self.is_local else f"{self.filesystem.type_name}://{self.root}"  # for people
@@ -83,8 +81,7 @@ class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
         found = recordings and {"clips": len(recordings.clips), "identity": recordings.identity}
         if self.checksum and found != self.data:
             there, here = (f"{data['clips']} recordings (hash {data['identity'][:12]})" for data in (self.data, found))
-            remedy = "bring the samples and labels of the first ones back, or choose another --name"
-            raise InputError(f"{name} was begun on {there}, and '{place}' has {here}: {remedy}.")
+            raise InputError(f"{name} was begun on {there}, '{place}' has {here}: bring those back, or change --name.")
         self.data = found
 
 
@@ -104,27 +101,22 @@ class Experiment:
         try:  # freed when its process ends, in any way
             lock = filelock.FileLock(f"{self.storage.root}/.{self.name}.lock").acquire(timeout=0)
         except filelock.Timeout:
-            who, remedy = "another main.py or predict_test.py", "wait for its end, or choose another --name"
-            raise InputError(f"{self.address} is in use by {who}: {remedy}.") from None
-        folder = Path(self.storage.root, self.name)
-        for left in (*folder.glob("*.tmp"), *folder.glob("trials/*.tmp")):  # of writes that were interrupted
+            raise InputError(f"{self.address} is in use: wait for the main.py or predict_test.py there.") from None
+        for left in Path(self.storage.root, self.name).rglob("*.tmp"):  # of writes that were interrupted
             left.unlink(missing_ok=True)
         return lock
 
     def read_plan(self):
         """The Plan, None where there is none."""
-        try:
-            content = self.storage.read(RECORD.format(self.name))
-            if content is None:
-                return None
+        content = self.storage.read(RECORD.format(self.name))
+        if content is None:
+            return None
+        with contextlib.suppress(ValueError):
             plan = Plan.model_validate_json(content)
-            if plan.checksum != plan.checksum_now() or [*map(trial_key, plan.trials.values())] != [*plan.trials]:
-                raise ValueError("its content is not what was written")
-            return plan
-        except (OSError, ValueError) as error:
-            told = error if isinstance(error, OSError) else "damaged, or of an earlier version of these scripts"
-            remedy = "restore it, or start anew with main.py --restart"
-            raise InputError(f"{self.address}/experiment.json cannot be used ({told}): {remedy}.") from None
+            if plan.checksum == plan.checksum_now() and [*map(trial_key, plan.trials.values())] == [*plan.trials]:
+                return plan
+        told = "it is damaged, or of an earlier version: restore it, or start anew with main.py --restart"
+        raise InputError(f"{self.address}/experiment.json cannot be used as {told}.")
 
     def write_plan(self, plan):
         plan.checksum = plan.checksum_now()
@@ -189,14 +181,13 @@ def provenance():
     """What made a batch: command, versions, git commit, hashes of the scripts, hardware."""
     import torch
 
-    git, describe = shutil.which("git"), ["-C", Path(__file__).parent, "describe", "--always", "--dirty"]
-    commit = subprocess.run([git, *describe], capture_output=True, text=True).stdout.strip() if git else ""
-    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    folder = shlex.quote(str(Path(__file__).parent))
+    failed, commit = subprocess.getstatusoutput(f"git -C {folder} describe --always --dirty 2>/dev/null")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "git_commit": commit or "not a git checkout",
+        "git_commit": "not a git checkout" if failed else commit,
         "scripts": scripts(),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "hardware": {"machine": platform.platform(), "cpu_cores": os.cpu_count(), "gpus": gpus},
     }

@@ -88,11 +88,8 @@ def time_frequency(max_epochs):
     }
 
 
-# Beyond the paper
-
-
 def audio_mnist_continuous(max_epochs):
-    """Does it help that the mel spectrogram does not jump where the FFT size doubles?"""
+    """Beyond the paper: does it help that the mel spectrogram does not jump where the FFT size doubles?"""
     return {**audio_mnist(max_epochs), "trainable": True, "continuous": True}
 
 

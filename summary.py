@@ -167,7 +167,7 @@ def parse_trials(content):
     """The table in NAME.csv, by initial window and seed."""
     trials = parse_table(content, COLUMNS, index_col=0, dtype={"config/trainable": bool})
     wrong = trials.index.duplicated() | trials.duplicated(list(trials.filter(like="config/")))
-    wrong |= trials["config/model_name"].isna()
+    wrong |= trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
     if wrong.any():
         raise ValueError(f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already")
     return trials.sort_values(["config/init_lambd", "config/seed"])

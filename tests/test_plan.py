@@ -262,8 +262,7 @@ def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
     state = trained()
     assert 0 < predict_test.accuracy_of(state, None) < 1
     for best_net in (torch.nn.Linear(2, 2).state_dict(), None, [1]):
-        with pytest.raises(InputError, match="holds no network of its config"):
-            predict_test.accuracy_of(state | {"best_net": best_net}, None)
+        assert predict_test.accuracy_of(state | {"best_net": best_net}, None) is None
 
 
 def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
