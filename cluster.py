@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -112,7 +113,8 @@ def resources(wanted, cpus=None, gpus=None):
     if at_once < 1:
         told = f"{cpus:g} CPUs and {gpus:g} GPUs for a trial, but {most_cpus:g} CPUs and {most_gpus:g} GPUs at most"
         raise InputError(f"no machine has {told}: lower --cpus_per_trial or --gpus_per_trial.")
-    where = "Training on GPUs" if gpus else "No CUDA device: training on the CPU"
+    where = "Training on GPUs" if gpus else "Training on the CPU"
+    where = where if most_gpus else "No CUDA device: training on the CPU"
     print(f"{where}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
     return {"cpu": cpus, "gpu": gpus}
 
@@ -160,11 +162,12 @@ class Console(tune.Callback):
     def on_step_end(self, iteration, trials, **info):
         states = [trial.status for trial in trials]
         epochs = [trial.last_result.get("training_iteration", 0) for trial in trials]
-        pairs = zip(trials, epochs, strict=True)
-        done = [1 if trial.is_finished() else n / trial.config["config"]["max_epochs"] for trial, n in pairs]
+        ended = [n for n, trial in zip(epochs, trials, strict=True) if trial.is_finished()]
+        usual = statistics.mean(ended or [trial.config["config"]["max_epochs"] for trial in trials] or [1])
+        running = (min(n / usual, 0.95) for n, state in zip(epochs, states, strict=True) if state == "RUNNING")
         told = f"{states.count('TERMINATED')} of {self.bar.total} trials finished, {sum(epochs)} epochs"
         self.bar.set_description_str(f"{self.name}: {told}", refresh=False)
-        self.bar.update(sum(done) - self.bar.n)
+        self.bar.update(len(ended) + sum(running) - self.bar.n)
         if "RUNNING" in states and states != self.states and time.monotonic() - self.printed >= self.seconds:
             self.states, self.printed = states, time.monotonic()
             self.show(trials)

@@ -30,6 +30,8 @@ def run(main):
         main()
     except KeyboardInterrupt:
         sys.exit(f"{script}: interrupted: the same command continues.")
+    except BrokenPipeError:  # such as produce_tables.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:  # or a full disk, a folder that cannot be written, a storage not there
         sys.exit(f"{script}: {error}")
 

@@ -37,8 +37,9 @@ def main():
     parser.add_argument("--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)")
     parser.add_argument("--restart", action="store_true", help="move the experiment's old results aside and start anew")
     args = parser.parse_args()
-    if args.num_samples < 1 or args.cpus_per_trial == 0:
-        raise InputError("--num_samples and --cpus_per_trial must be more than 0.")
+    wrong = [flag for flag, value in vars(args).items() if isinstance(value, (int, float)) and not value >= 0]
+    if wrong or 0 in (args.num_samples, args.max_epochs, args.cpus_per_trial):
+        raise InputError("numbers must not be negative, --num_samples, --max_epochs and --cpus_per_trial not 0.")
     if args.ray_address is None:  # a private cluster has a token; Ray reads this as it is imported
         os.environ["RAY_AUTH_MODE"] = "token"
     space = read_search_space(args.name, args.max_epochs)

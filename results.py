@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -181,12 +182,12 @@ def provenance():
     """What made a batch: command, versions, git commit, hashes of the scripts, hardware."""
     import torch
 
-    folder = shlex.quote(str(Path(__file__).parent))
-    failed, commit = subprocess.getstatusoutput(f"git -C {folder} describe --always --dirty 2>/dev/null")
+    git, describe = shutil.which("git"), ["-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    commit = subprocess.run([git, *describe], capture_output=True, text=True).stdout.strip() if git else ""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "git_commit": "not a git checkout" if failed else commit,
+        "git_commit": commit or "not a git checkout",
         "scripts": scripts(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "hardware": {"machine": platform.platform(), "cpu_cores": os.cpu_count(), "gpus": gpus},
