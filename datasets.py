@@ -1,16 +1,12 @@
 """The three datasets: two folders of recordings, see recordings.py, and one that is drawn from a seed.
 
-    python datasets.py data      # resamples data/audio_mnist and data/esc50 to 8 kHz, one cache file each
-
-What a trial works on:
-
-    recordings = recordings_of(config, "data")
-    data = load(config, recordings)    # data.clips (n, n_points), data.labels (n,), data.splits["train"] (indices)
+`python datasets.py data` resamples data/audio_mnist and data/esc50 to 8 kHz, one cache file each.
 """
 
 import argparse
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,15 +76,25 @@ def load(config, recordings: Recordings | None = None):
     """The Data of a trial: drawn for time_frequency, otherwise the given recordings, split as the config says."""
     import torch  # here, as preparing recordings does without
 
-    name = config["dataset_name"]
+    name, split = config["dataset_name"], config.get("split")
     if name == "time_frequency":
         clips, labels = draw_pulses(config)
         n_train, n_valid = len(clips) * 7 // 10, len(clips) // 10
         parts = torch.arange(len(clips)).tensor_split([n_train, n_train + n_valid])
-        splits = dict(zip(PARTS, parts, strict=True))
     else:
         clips, labels, groups, _ = recordings
-        splits = split_recordings(name, groups, config.get("split"))
+        named = DATASETS[name].splits
+        chosen = split if isinstance(split, dict) else named[split or next(iter(named))]
+        if chosen is None:
+            generator = torch.Generator().manual_seed(0)
+            subsets = torch.utils.data.random_split(range(len(clips)), [0.7, 0.1, 0.2], generator)
+            parts = [torch.tensor(subset.indices) for subset in subsets]
+        else:
+            parts = [torch.from_numpy(np.flatnonzero(np.isin(groups, chosen[part]))) for part in PARTS]
+    splits = dict(zip(PARTS, parts, strict=True))
+    for part, indices in splits.items():
+        if len(indices) == 0:
+            raise InputError(f"{name}: the {part} split is empty, there are too few recordings: complete the dataset.")
     # Arrays out of a cache file or Ray's object store are read-only, and only read.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
@@ -97,9 +103,7 @@ def load(config, recordings: Recordings | None = None):
 def recordings_of(config, data_dir):
     """The Recordings that a config works on, None for time_frequency; InputError where they are missing or damaged."""
     name = config["dataset_name"]
-    if name == "time_frequency":
-        return None
-    return load_recordings(config, DATASETS[name], find_folder(name, data_dir))
+    return load_recordings(config, DATASETS[name], find_folder(name, data_dir)) if name in DATASETS else None
 
 
 def find_folder(name, data_dir):
@@ -107,29 +111,6 @@ def find_folder(name, data_dir):
     folder, place = Path(data_dir, name), DATASETS[name].place
     itself = place != "." and Path(data_dir, place).exists()  # by place "." every folder would be the dataset's
     return Path(data_dir) if itself and not folder.exists() else folder
-
-
-def n_classes(name):
-    """Number of classes of a dataset, the drawn one included."""
-    return PULSES_CLASSES if name == "time_frequency" else DATASETS[name].n_classes
-
-
-def split_recordings(name, groups, split=None):
-    """Indices of the clips of each part; split: the name of one, groups of each part, or None for the default."""
-    import torch
-
-    named = DATASETS[name].splits
-    chosen = split if isinstance(split, dict) else named[split or next(iter(named))]
-    if chosen is None:
-        generator = torch.Generator().manual_seed(0)
-        subsets = torch.utils.data.random_split(range(len(groups)), [0.7, 0.1, 0.2], generator)
-        splits = {part: torch.tensor(subset.indices) for part, subset in zip(PARTS, subsets, strict=True)}
-    else:
-        splits = {part: torch.from_numpy(np.flatnonzero(np.isin(groups, chosen[part]))) for part in PARTS}
-    for part, indices in splits.items():
-        if len(indices) == 0:
-            raise InputError(f"{name}: the {part} split is empty, there are too few recordings: complete the dataset.")
-    return splits
 
 
 def draw_pulses(config):
@@ -140,11 +121,8 @@ def draw_pulses(config):
     """
     random = np.random.default_rng(config["seed"])
     n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]
+    uniform = partial(random.uniform, size=(n, 1, 1))
     scale_max = 2 * (n_points / 5) / (6 * sigma) + 1
-
-    def uniform(low, high, n_pulses=1):
-        return random.uniform(low, high, (n, n_pulses, 1))
-
     labels = random.integers(PULSES_CLASSES, size=n)
     one, apart_in_time, apart_in_frequency = (labels[:, None, None] == label for label in range(PULSES_CLASSES))
     # Two pulses for everyone, all of shape (n, 2, n_points) or one that fits it.
@@ -158,12 +136,11 @@ def draw_pulses(config):
     width = sigma * np.where(one, np.where(uniform(0, 1) < 0.5, wider, narrower), 1.0)
     k = np.arange(n_points)
     envelope = np.exp(-0.5 * ((k - time) / width) ** 2)
-    carrier = np.sin(2 * np.pi * frequency * k + uniform(0, 2 * np.pi, n_pulses=2))
+    carrier = np.sin(2 * np.pi * frequency * k + random.uniform(0, 2 * np.pi, (n, 2, 1)))
     pulses = envelope / envelope.max(-1, keepdims=True) * carrier / carrier.max(-1, keepdims=True)
     pulses -= pulses.mean(-1, keepdims=True)
     pulses[labels == 0, 1] = 0  # only one of them
-    clips = uniform(0.5, 1)[:, 0] * pulses.sum(axis=1)
-    clips += config["noise_std"] * random.random((n, n_points))
+    clips = uniform(0.5, 1)[:, 0] * pulses.sum(axis=1) + config["noise_std"] * random.random((n, n_points))
     clips -= clips.mean(-1, keepdims=True)
     return clips.astype(np.float32), labels
 

@@ -84,7 +84,7 @@ def train_trials(experiment, plan, done, args):
     recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_dir)
     plan.keep_to(recordings, args.name, args.data_dir)
     for config in plan.trials.values() if recordings else ():  # raises where a part is empty
-        datasets.split_recordings(config["dataset_name"], recordings.groups, config.get("split"))
+        datasets.load(config, recordings)
     warn_of_edits(plan)
     if args.restart and (aside := experiment.move_aside()):
         print(f"{args.name}: what was there is now {aside}")

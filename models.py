@@ -3,14 +3,14 @@
     net, loss_function = build(config)
     logits, features = net(clips)  # (batch, time) -> (batch, n_classes), (batch, 1, bands, frames)
 
-A front end takes the config and gives a layer, which is net.spectrogram_layer with λ as its lambd, and its number of
-bands. A head takes the number of frames, bands and classes and the config, and gives a module that turns features,
-(batch, 1, frames, bands), into logits.
+A front end takes the config and gives a layer, with λ as its lambd, and its number of bands. A head takes the number of
+frames, bands and classes and the config, and gives a module from features (batch, 1, frames, bands) to logits.
 """
 
 import re
 from collections import OrderedDict
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,11 +19,10 @@ import torchaudio
 from torch import nn
 
 from config import InputError, complete, require
-from datasets import n_classes
+from datasets import DATASETS, PULSES_CLASSES
 from dmel import DMEL, DifferentiableSpectrogram
 
 DROPOUT = 0.2
-CNN6_CHECKPOINT = "Cnn6_mAP=0.343.pth of https://zenodo.org/records/3987831"
 
 
 class SpectrogramNet(nn.Module):
@@ -82,10 +81,11 @@ class Cnn6(nn.Module):
             raise InputError(f"config: panns_cnn6 needs 16 or more of both: {frames} frames and n_mels = {bands}.")
         self.augment = config["augment"]
         self.bn1 = nn.BatchNorm2d(bands)
-        self.conv_block1 = conv_block(1, 64)
-        self.conv_block2 = conv_block(64, 128)
-        self.conv_block3 = conv_block(128, 256)
-        self.conv_block4 = conv_block(256, 512)
+        for i, (before, after) in enumerate(pairwise([1, 64, 128, 256, 512]), start=1):
+            convolution = nn.Conv2d(before, after, kernel_size=5, padding=2, bias=False)
+            named = OrderedDict(conv1=convolution, bn1=nn.BatchNorm2d(after))  # as in the published checkpoint
+            block = nn.Sequential(named).extend([nn.ReLU(inplace=True), nn.AvgPool2d(2), Dropout(DROPOUT)])
+            self.add_module(f"conv_block{i}", block)  # halves frames and bands
         self.dropout = Dropout(0.5)
         self.fc1 = nn.Linear(512, 512)
         self.fc_esc50 = nn.Linear(512, n_classes)
@@ -136,7 +136,8 @@ def build(config):
     spectrogram_layer, bands = front_end(config)
     spectrogram_layer.lambd.requires_grad_(config["trainable"])
     frames = config["n_points"] // config["hop_length"] + 1
-    head = head(frames, bands, n_classes(config["dataset_name"]), config)
+    dataset = DATASETS.get(config["dataset_name"])  # None: the drawn one
+    head = head(frames, bands, dataset.n_classes if dataset else PULSES_CLASSES, config)
     return SpectrogramNet(spectrogram_layer, head, config["bf16"]), loss_function
 
 
@@ -159,13 +160,6 @@ class BandNorm(nn.BatchNorm1d):
         return super().forward(x.squeeze(1).transpose(1, 2)).transpose(1, 2).unsqueeze(1)
 
 
-def conv_block(in_channels, out_channels):
-    """Shape = (batch, in_channels, frames, bands) to (batch, out_channels, frames // 2, bands // 2)."""
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=5, padding=2, bias=False)
-    named = OrderedDict(conv1=convolution, bn1=nn.BatchNorm2d(out_channels))  # as in the published checkpoint
-    return nn.Sequential(named).extend([nn.ReLU(inplace=True), nn.AvgPool2d(2), Dropout(DROPOUT)])
-
-
 def load_published(net, path):
     """Fills a Cnn6 with the weights of the published AudioSet checkpoint at path, all but the classifier."""
     # Beside the weights the file may hold numpy arrays and numbers of the authors' sampler, under numpy 1's names.
@@ -180,5 +174,5 @@ def load_published(net, path):
             raise ValueError("it holds weights that are not numbers")
         net.load_state_dict(weights, strict=False)
     except Exception as error:  # a file of something else can fail in every way
-        reason = f"'{path}' is not {CNN6_CHECKPOINT} ({error!r:.300})"
+        reason = f"'{path}' is not Cnn6_mAP=0.343.pth of https://zenodo.org/records/3987831 ({error!r:.300})"
         raise InputError(f"config: checkpoint_path {reason}: fetch that and name it.") from None

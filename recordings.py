@@ -1,8 +1,7 @@
 """Recordings of a dataset's folder: listed, read, resampled and fitted once, and kept in a cache for training.
 
 A cache is one .npy of all clips, beside the recordings or in the folder that DMEL_CACHE_DIR names, and an index (.json)
-of the files it was made from and the identity of what it holds. It is made again where these changed or it is damaged.
-Training reads the cache only. Recordings are never written to.
+of its files and the identity of what it holds. It is made again where these changed or it is damaged.
 """
 
 import csv
@@ -11,13 +10,12 @@ import json
 import os
 import re
 import sys
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
 import filelock
 import numpy as np
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from config import InputError, whole_file
 
@@ -44,15 +42,10 @@ def load_recordings(config, dataset, folder):
     if recordings is None and index["rows"]:
         print(f"{name}: preparing {cache}, or waiting for another process that does", file=sys.stderr)
         try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(cache.with_suffix(".lock")):  # freed when its process ends, whatever happens to it
-                recordings = read_cache(cache, index)
-                if recordings is None:
-                    write_cache(cache, index, prepare(index, dataset, folder))
-                    recordings = read_cache(cache, index)
+                recordings = read_cache(cache, index) or write_cache(cache, index, prepare(index, dataset, folder))
         except (OSError, MemoryError, NotImplementedError) as error:  # the last where a file system knows no locks
-            reason = f"cannot write the cache {cache} ({error})"
-            raise InputError(f"{reason}: set DMEL_CACHE_DIR to another folder.") from None
+            raise InputError(f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another one.") from None
     if recordings is None:
         reason = f"no recordings in '{folder}', and no intact cache {cache}"
         raise InputError(f"{name}: {reason}: run `sh download_data.sh`, or name another data folder.")
@@ -84,8 +77,7 @@ def list_audio_mnist(folder):
         match = re.fullmatch(AUDIO_MNIST_FILE, file)
         if not match or files.setdefault(tuple(map(int, match.groups())), file) != file:  # which it has already
             others.append(file)
-    reason = "are not data/SPEAKER/DIGIT_SPEAKER_REPETITION.wav with speakers 1 to 60, or are there twice"
-    tell(others, f"entries of {folder} {reason}, and are left out")
+    tell(others, f"entries of {folder} are doubled or not data/1…60/DIGIT_SPEAKER_REPETITION.wav, and are left out")
     return [[file, digit, speaker] for (speaker, digit, _), file in sorted(files.items())]
 
 
@@ -185,7 +177,7 @@ def read_cache(cache, index):
 
 
 def write_cache(cache, index, clips):
-    """Writes the clips, in the order of the index's rows, and then the index, without which they do not count."""
+    """Writes clips in the order of the index's rows, then the index, which makes them count; gives the Recordings."""
     for left in cache.parent.glob(f"{cache.stem}.*.tmp"):
         left.unlink()  # of a process that was killed
     with whole_file(cache) as file:
@@ -194,6 +186,7 @@ def write_cache(cache, index, clips):
     identity = with_labels(clips, index["rows"]).identity
     with whole_file(cache.with_suffix(".json")) as file:
         file.write(json.dumps(index | {"identity": identity}).encode())
+    return read_cache(cache, index)
 
 
 def with_labels(clips, rows):
@@ -210,13 +203,12 @@ def prepare(index, dataset, folder):
     files, n_points = [row[0] for row in index["rows"]], index["n_points"]
     clips, short = np.empty((len(files), n_points), np.float32), []
 
-    def prepare_clip(i):
-        samples = read_recording(folder / files[i], index["sample_rate"])
+    def prepare_clip(file, clip):
+        samples = read_recording(folder / file, index["sample_rate"])
         if dataset.fit is pad_at_end and len(samples) < n_points:  # such clips have one length
-            short.append(files[i])
-        clips[i] = dataset.fit(samples, n_points)
+            short.append(file)
+        clip[:] = dataset.fit(samples, n_points)
 
-    with ThreadPool() as pool:
-        list(tqdm(pool.imap(prepare_clip, range(len(files))), total=len(files), unit="clip"))
+    thread_map(prepare_clip, files, clips, max_workers=os.cpu_count(), unit="clip")
     tell(short, f"recordings are shorter than {n_points / index['sample_rate']:g} s, and zeros follow them")
     return clips

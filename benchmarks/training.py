@@ -74,7 +74,7 @@ def step(args):
 def step_of(config, clips, net, loss_function, device):
     """A call that makes one training step on all of the clips."""
     indices = torch.arange(len(clips), device=device)
-    data = datasets.Data(clips, indices % datasets.n_classes(config["dataset_name"]), {})
+    data = datasets.Data(clips, indices % datasets.PULSES_CLASSES, {})  # classes of every dataset
     optimizer = train.make_optimizer(net, config)
     return functools.partial(train.train_epoch, net, loss_function, optimizer, data, [indices])
 

@@ -102,10 +102,15 @@ FOLDS = {"train": [1, 2, 3], "valid": [4], "test": [5]}  # the dataset's own
 OWN = {"train": [5], "valid": [1, 2], "test": [3, 4]}
 
 
+def splits_of(name, groups, split=None):
+    recordings = datasets.Recordings(np.zeros((len(groups), 2), np.float32), np.zeros(len(groups), np.int64), groups)
+    return datasets.load({"dataset_name": name, "split": split}, recordings).splits
+
+
 @pytest.mark.parametrize(("split", "groups"), [("folds", FOLDS), (OWN, OWN), (None, None)])
 def test_esc50_splits_are_disjoint_and_complete(split, groups):
     folds = np.repeat([1, 2, 3, 4, 5], 80)
-    splits = datasets.split_recordings("esc50", folds, split)
+    splits = splits_of("esc50", folds, split)
     assert torch.cat(list(splits.values())).sort().values.tolist() == list(range(400))
     if groups:
         assert {part: sorted(set(folds[indices])) for part, indices in splits.items()} == groups
@@ -113,7 +118,7 @@ def test_esc50_splits_are_disjoint_and_complete(split, groups):
         expected = torch.utils.data.random_split(range(400), [0.7, 0.1, 0.2], torch.Generator().manual_seed(0))
         assert [indices.tolist() for indices in splits.values()] == [list(part.indices) for part in expected]
     with pytest.raises(InputError, match="train split is empty"):
-        datasets.split_recordings("audio_mnist", np.array([12, 26, 12]))
+        splits_of("audio_mnist", np.array([12, 26, 12]))
 
 
 SPOKEN = {"dataset_name": "audio_mnist", "resample_rate": 8000, "split": None}
