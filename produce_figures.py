@@ -9,6 +9,7 @@ Without --figures, those that cannot be drawn are skipped: dmel and before_after
 
 import argparse
 import ast
+import contextlib
 import io
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def main():
     parser.add_argument("--clip", type=int, default=0, help="number of their clip in the test split (0)")
     args = parser.parse_args()
     experiments = read_all(Storage(args.ray_results_dir))
-    experiments = {name: results for name, results in experiments.items() if len(results.epochs)}
+    experiments = {name: results for name, results in experiments.items() if results.trials["epochs"].any()}
     output = Storage(args.output_dir)
     matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
     for name in args.figures or FIGURES:
@@ -47,8 +48,8 @@ def main():
                 raise
             print(f"{name}: skipped: {reason}")
             continue
-        for suffix, metadata in (("png", None), ("pdf", {"CreationDate": None})):
-            figure.savefig(content := io.BytesIO(), format=suffix, metadata=metadata)
+        for suffix in ("png", "pdf"):
+            figure.savefig(content := io.BytesIO(), format=suffix, metadata={"CreationDate": None})
             output.write(f"{name}.{suffix}", content.getvalue())
         print(f"{name}: {output.address}/{name}.png and .pdf")
 
@@ -57,12 +58,11 @@ def dmel(experiments, args):
     """The overview: a waveform, and what the network sees of it at the shortest, the trained and the longest window."""
     results, clip = chosen_clip(experiments, args)
     best = halves(results.trials)[0].sort_values("best_valid_acc").iloc[-1]  # chosen without the test split
-    trained = best[["window", "best_lambd_est"]].tolist()
-    ends = results.trials[["init_window", "config/init_lambd"]].iloc[[0, -1]].to_numpy().tolist()
-    windows = sorted([trained, *ends])
-    shown = [("waveform", None), *((f"{window:.0f} ms", lambd) for window, lambd in windows)]
+    trained = best["best_lambd_est"]
+    lambds = sorted([trained, *results.trials["config/init_lambd"].iloc[[0, -1]]], key=abs)
+    shown = [("waveform", None), *((f"{best['unit'] * abs(lambd):.0f} ms", lambd) for lambd in lambds)]
     figure, [axes] = pictures(config_of(best), [clip], [shown], 2.2)
-    axis = axes[1 + windows.index(trained)]
+    axis = axes[1 + lambds.index(trained)]
     axis.set_title(f"{axis.get_title()}, trained", color="C0", weight="bold")
     for spine in axis.spines.values():
         spine.set(visible=True, color="C0", linewidth=2.5)
@@ -113,9 +113,11 @@ def config_of(trial):
     """The config of a trial, a row of the table; what the table leaves empty is left out."""
     columns = trial.filter(like="config/").dropna()
     config = {column.removeprefix("config/"): value for column, value in columns.items()} | {"pretrained": False}
-    if str(config.get("split")).startswith("{"):  # groups, not a name
+    with contextlib.suppress(KeyError, TypeError, ValueError, SyntaxError):  # no split, or a name: check knows them
         config["split"] = ast.literal_eval(config["split"])
-    return complete(config)
+    config = complete(config)
+    datasets.check(config)
+    return config
 
 
 def pictures(config, clips, rows, height):
@@ -155,7 +157,8 @@ def curves(shown, height, axis_name, kind=""):
     for axis, results in zip(axes, shown, strict=True):
         windows, unit = results.trials["init_window"].unique(), "λ, samples" if results.in_samples else "window 6λ, ms"
         about = {"label": kind + unit, "scale": "log", "ticks": windows, "ticklabels": [f"{w:.3g}" for w in windows]}
-        epochs = f", {results.trials['epochs'].max():.0f} epochs" if results.trials["cut"].all() else ""
+        n_epochs = results.trials["epochs"]
+        epochs = f", {n_epochs.max():.0f} epochs" if (n_epochs >= results.trials["config/max_epochs"]).all() else ""
         axis.set(title=results.name + epochs, **{axis_name + key: value for key, value in about.items()})
         axis.minorticks_off()
     return figure, axes
@@ -166,13 +169,13 @@ def accuracy(experiments, args):
     shown = [results for results in experiments.values() if results.trials["config/trainable"].nunique() == 2]
     figure, axes = curves(shown, 2.8, "x", "initial ")
     for axis, results in zip(axes, shown, strict=True):
-        cells = results.trials.groupby(CELL)
-        windows, pairs = cells["init_window"].first(), [halves(cell) for _, cell in cells]
-        for half, (label, marker, shift) in enumerate((("DMEL", "o", 1.04), ("baseline", "s", 1 / 1.04))):
-            values = [Interval(pair[half]["accuracy"]) for pair in pairs]
+        looks = (("o", 1.04), ("s", 1 / 1.04))  # marker, and shift of the windows so that both can be seen
+        for (method, trials), (marker, shift) in zip(results.trials.groupby("method"), looks, strict=True):
+            windows = trials.groupby(CELL)["init_window"].first() * shift
+            values = [Interval(accuracies) for _, accuracies in trials.groupby(CELL)["accuracy"]]
             means, highs = np.array([(value.mean, value.high) for value in values]).T
-            axis.errorbar(windows * shift, means, np.nan_to_num(highs - means), label=label, marker=marker, capsize=3)
-        n = max(len(half) for pair in pairs for half in pair)
+            axis.errorbar(windows, means, np.nan_to_num(highs - means), label=method, marker=marker, capsize=3)
+        n = results.trials.groupby([*CELL, "method"]).size().max()
         axis.set(ylabel="test accuracy, %", title=f"{axis.get_title()}, n = {n}")
     axes[0].legend(fontsize=9)
     return figure
@@ -183,11 +186,10 @@ def convergence(experiments, args):
     shown = [results for results in experiments.values() if results.trials["config/trainable"].any()]
     figure, axes = curves(shown, 3.6, "y")
     for axis, results in zip(axes, shown, strict=True):
-        windows = results.epochs.groupby("trial")["window"]
         trained = halves(results.trials)[0].groupby(CELL)
         for ((*_, init_window, _), trials), look in zip(trained, matplotlib.rcParams["axes.prop_cycle"], strict=False):
-            for trial in trials.index:
-                axis.plot([init_window, *windows.get_group(trial)], linewidth=0.8, **look)
+            for unit, lambds in zip(trials["unit"], trials["lambds"], strict=True):
+                axis.plot([init_window, *(unit * np.abs(lambds))], linewidth=0.8, **look)
             settled = trials["settled"].fillna(np.inf).median()
             end = f"settled by epoch {settled:.0f}" if np.isfinite(settled) else "still moving"
             axis.plot([], [], **look, label=f"from {init_window:.3g}: {end}")

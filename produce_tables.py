@@ -24,6 +24,9 @@ ABOUT_THE_SAME = 2  # percentage points
 NEAR = 1.5  # λ is near sigma_ref within this factor
 A_FEW = 5  # fixed windows
 SAME_WINDOW = 1e-3  # ms or samples, in two experiments
+GAINS = ("Model", "init", "DMEL − baseline, points", "n", "95 % interval")  # headings, as those below
+COMPARED = ("Method", "init", "accuracy, points", "λ settles, epochs")
+CLAIMED = ("experiment", "DMEL", "measured (95 % interval)", "n", "verdict")
 
 
 def main():
@@ -48,9 +51,10 @@ def main():
         else:
             print(f"% {name}: no results yet\n")
     for first, second in args.compare:
-        print(f"{second} − {first} (95 % interval):\n\n{markdown_table(comparison(tested[first], tested[second]))}\n")
-    if verdicts := [verdict(name, *claim) for name, results in tested.items() for claim in claims(results)]:
-        print(f"Claims of the paper:\n\n{markdown_table(verdicts)}\n")
+        table = markdown_table(COMPARED, comparison(tested[first], tested[second]))
+        print(f"{second} − {first} (95 % interval):\n\n{table}\n")
+    if verdicts := [(name, *claim) for name, results in tested.items() for claim in claims(results)]:
+        print(f"Claims of the paper:\n\n{markdown_table(CLAIMED, verdicts)}\n")
     if args.csv:
         Storage(args.csv.parent).write(args.csv.name, pd.DataFrame(rows).to_csv(index=False))
 
@@ -61,27 +65,22 @@ def print_tables(results):
     init, est = ("λ init, samples", "λ est, samples") if results.in_samples else ("window init", "window est")
     symbol = r"$\lambda_{%s}$" if results.in_samples else r"$l_{\lambda_{%s}}$"
     latex = [rf"Model & {symbol % 'init'} & {symbol % 'est'} & Method & Accuracy \\", r"\hline \hline"]
-    headings = ("Model", init, est, "Method", "Accuracy, %", "n", "95 % interval")
     markdown, rows = [], []
     for (_, model, number, _, start), cell in results.trials.groupby(CELL):
         for method, trials in cell.groupby("method"):  # DMEL before baseline
             values, windows = Interval(trials["accuracy"]), trials["window"]
-            trained = window_text(results.in_samples, windows.min(), windows.max())
-            about = {"model": model, "init": start, "est": start if method == "baseline" else trained, "method": method}
+            end = start if method == "baseline" else window_text(results.in_samples, windows.min(), windows.max())
+            about = {"model": model, "init": start, "est": end, "method": method}
             accuracy = f"{values.mean:.1f}" + (f" ± {values.deviation:.1f}" if values.n > 1 else "")
             latex.append(" & ".join([*about.values(), rf"${accuracy}$ \\".replace("±", r"\pm")]))
-            columns = (*about.values(), accuracy, values.n, values.bounds())
-            markdown.append(dict(zip(headings, columns, strict=True)))
+            markdown.append((*about.values(), accuracy, values.n, values.bounds()))
             rows.append({"experiment": results.name, "cell": number, **about, **vars(values)})
         latex.append(r"\hline")
-    print("", *latex, "", markdown_table(markdown), "", sep="\n")
-    headings = ("Model", "init", "DMEL − baseline, points", "n", "95 % interval")
-    gains = [
-        dict(zip(headings, (model, init, f"{values.mean:+z.1f}", values.n, values.bounds()), strict=True))
-        for model, init, _, values in differences(results.trials)
-    ]
-    if gains:
-        print(f"{markdown_table(gains)}\n")
+    headings = ("Model", init, est, "Method", "Accuracy, %", "n", "95 % interval")
+    print("", *latex, "", markdown_table(headings, markdown), "", sep="\n")
+    gains = differences(results.trials)
+    if gains := [(model, init, f"{gain.mean:+z.1f}", gain.n, gain.bounds()) for model, init, _, gain in gains]:
+        print(f"{markdown_table(GAINS, gains)}\n")
     return rows
 
 
@@ -90,7 +89,7 @@ def print_notes(results):
     trials, n = results.trials, len(results.trials)
     unfinished = f", of {results.n_started}: the others failed or are not finished" if results.n_started > n else ""
     print(f"% {results.name}: {n} trials{unfinished}")
-    if n_cut := trials["cut"].sum():
+    if n_cut := (trials["epochs"] >= trials["config/max_epochs"]).sum():
         limits = " or ".join(map(str, sorted(trials["config/max_epochs"].unique())))
         print(f"% {n_cut} of {n} trials ended at max_epochs = {limits}, before patience ran out")
     for column in trials.filter(like="config/").columns.difference(VARIED, sort=False):
@@ -105,18 +104,13 @@ def comparison(first, second):
     """second − first for each half of each cell of second, paired by run: accuracy, and the epoch λ settles at."""
     for (*_, window, init, method), trials in second.trials.groupby([*CELL, "method"]):
         same = np.isclose(first.trials["init_window"], window, rtol=0, atol=SAME_WINDOW)
-        same &= first.trials["config/trainable"] == (method != "baseline")
-        same &= first.in_samples == second.in_samples
-        row = {"Method": method, "init": init}
-        for column, heading in (("accuracy", "accuracy, points"), ("settled", "λ settles, epochs")):
-            values = paired(trials, first.trials[same], column)
-            is_told = values.n and (method, column) != ("baseline", "settled")
-            row[heading] = f"{values:+z.1f}, n = {values.n}" if is_told else "none to compare"
-        yield row
+        same &= (first.trials["method"] == method) & (first.in_samples == second.in_samples)
+        gains = [paired(trials, first.trials[same], column) for column in ("accuracy", "settled")]
+        yield method, init, *(f"{gain:+z.1f}, n = {gain.n}" if gain.n else "none to compare" for gain in gains)
 
 
 def claims(results):
-    """Claims of the paper: (claim, what was measured, its Interval, the numbers between which the claim holds)."""
+    """Claims of the paper: (claim, what was measured, in how many runs, verdict)."""
     gains = list(differences(results.trials))
     best = max((baseline for _, _, baseline, _ in gains), default=0)
     for _, init, baseline, values in gains:
@@ -124,27 +118,26 @@ def claims(results):
         if baseline == best and len(gains) > 1:
             least = -ABOUT_THE_SAME
             claim = f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best window"
-        yield f"{claim}, {init}", f"{values:+z.1f} points", values, least, np.inf
+        yield f"{claim}, {init}", f"{values:+z.1f} points", values.n, verdict(values, least, np.inf)
     if "config/sigma_ref" in results.trials and results.in_samples:
         sigma = results.trials["config/sigma_ref"].iloc[0]
         for (*_, window, _), trials in halves(results.trials)[0].groupby(CELL):
             if not sigma / NEAR < window < sigma * NEAR:
                 values = Interval(trials["window"])
-                claim = f"comes near λ = {sigma:g} from {window:.1f}"
-                yield claim, f"λ = {values:.1f}", values, sigma / NEAR, sigma * NEAR
+                answer = verdict(values, sigma / NEAR, sigma * NEAR)
+                yield f"comes near λ = {sigma:g} from {window:.1f}", f"λ = {values:.1f}", values.n, answer
     if (ratio := fixed_runs(results.trials)).n:
-        yield f"costs less than {A_FEW} fixed windows", f"as much as {ratio:.1f}", ratio, -np.inf, A_FEW
+        answer = verdict(ratio, -np.inf, A_FEW)
+        yield f"costs less than {A_FEW} fixed windows", f"as much as {ratio:.1f}", ratio.n, answer
 
 
-def verdict(name, claim, measured, values, least, most):
+def verdict(values, least, most):
     """A claim holds where the whole interval of the mean lies between least and most, and does not where none does."""
-    answer = "not enough runs"
     if values.n >= MIN_RUNS and least < values.low and values.high < most:
-        answer = "holds"
-    elif values.n >= MIN_RUNS and (values.high <= least or values.low >= most):
-        answer = "does not hold"
-    row = {"experiment": name, "DMEL": claim, "measured (95 % interval)": measured}
-    return row | {"n": values.n, "verdict": answer}
+        return "holds"
+    if values.n >= MIN_RUNS and (values.high <= least or values.low >= most):
+        return "does not hold"
+    return "not enough runs"
 
 
 if __name__ == "__main__":

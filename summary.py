@@ -94,20 +94,18 @@ def window_text(in_samples, *windows):
     return (texts[0] if len(texts) == 1 else f"({', '.join(texts)})") + ("" if in_samples else " ms")
 
 
-def markdown_table(rows, text=str):
-    """A Markdown table of dicts with the same keys; text: value -> text of a cell."""
-    rows = list(rows)
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([text(value) for value in row.values()] for row in rows)]
+def markdown_table(headings, rows, text=str):
+    """A Markdown table; rows: of as many values as there are headings; text: value -> text of a cell."""
+    lines = [headings, ["---"] * len(headings), *([text(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 class Results(NamedTuple):
-    """What an experiment has brought; trials and epochs have no rows where there are none."""
+    """What an experiment has brought."""
 
     name: str
     n_started: int  # trials, 0 where no plan is there
-    trials: pd.DataFrame = pd.DataFrame()  # NAME.csv by initial window and seed, and what read_results makes of it
-    epochs: pd.DataFrame = pd.DataFrame()  # epochs.csv by trial and epoch, and window, that of lambd
+    trials: pd.DataFrame = pd.DataFrame(columns=["epochs"])  # see parse_trials and parse_epochs; no rows without them
     in_samples: bool = True  # windows are told as λ, for want of a sample rate to tell them as 6λ in ms
 
 
@@ -128,28 +126,9 @@ def read_results(storage, name):
     trials = read(storage, TABLE.format(name), parse_trials)
     if trials is None:
         return Results(name, n_started)
-    no_epochs = pd.DataFrame(columns=list(EPOCH_COLUMNS), dtype=float)
-    epochs = read(storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials.index), no_epochs)
-    in_samples = "config/resample_rate" not in trials
-    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]  # the window of λ = 1
-    by_trial, lambds = epochs.groupby("trial"), trials["config/init_lambd"]
-    cell = (lambds.diff() > 1e-6 * lambds).cumsum()
-    windows = unit * lambds.groupby(cell).transform("first")
-    trials = trials.assign(
-        model=trials["config/model_name"].replace(MODEL_TITLES),
-        method=np.where(trials["config/trainable"], "DSPEC" if in_samples else "DMEL", "baseline"),
-        cell=cell,  # number of the initial window, equal ones to within 1e-6
-        init_window=windows,  # in ms or samples, as all windows
-        init=[window_text(in_samples, window) for window in windows],
-        window=unit * trials["best_lambd_est"].abs(),
-        accuracy=100 * trials["test_accuracy"],  # percent
-        epochs=by_trial.size(),  # not a number where there is no epochs.csv, as those below
-        seconds=by_trial["seconds"].median() * by_trial.size(),
-        settled=by_trial["lambd"].agg(settling_epoch),
-        cut=trials["config/max_epochs"].le(by_trial.size()),  # by max_epochs
-    )
-    epochs = epochs.assign(window=unit * epochs["lambd"].abs())
-    return Results(name, max(n_started, len(trials)), trials, epochs, in_samples)
+    without = trials.assign(epochs=np.nan, seconds=np.nan, settled=np.nan)
+    trials = read(storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials), without)
+    return Results(name, max(n_started, len(trials)), trials, "config/resample_rate" not in trials)
 
 
 def read(storage, name, parse, absent=None):
@@ -164,21 +143,42 @@ def read(storage, name, parse, absent=None):
 
 
 def parse_trials(content):
-    """The table in NAME.csv, by initial window and seed."""
+    """The table in NAME.csv by initial window and seed, and what follows from it; all windows in ms or samples."""
     trials = parse_table(content, COLUMNS, index_col=0, dtype={"config/trainable": bool})
     wrong = trials.index.duplicated() | trials.duplicated(list(trials.filter(like="config/")))
     wrong |= trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
     if wrong.any():
         raise ValueError(f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already")
-    return trials.sort_values(["config/init_lambd", "config/seed"])
+    trials = trials.sort_values(["config/init_lambd", "config/seed"])
+    in_samples = "config/resample_rate" not in trials
+    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]
+    lambds = trials["config/init_lambd"]
+    cell = (lambds.diff() > 1e-6 * lambds).cumsum()
+    windows = unit * lambds.groupby(cell).transform("first")
+    return trials.assign(
+        model=trials["config/model_name"].replace(MODEL_TITLES),
+        method=np.where(trials["config/trainable"], "DSPEC" if in_samples else "DMEL", "baseline"),
+        unit=unit,  # the window of λ = 1
+        cell=cell,  # number of the initial window, equal ones to within 1e-6
+        init_window=windows,
+        init=[window_text(in_samples, window) for window in windows],
+        window=unit * trials["best_lambd_est"].abs(),
+        accuracy=100 * trials["test_accuracy"],  # percent
+    )
 
 
 def parse_epochs(content, name, trials):
-    """The table in epochs.csv, which has every epoch of each of the trials in NAME.csv once, in order."""
-    epochs = parse_table(content, EPOCH_COLUMNS).sort_values(["trial", "epoch"])
-    if set(epochs["trial"]) != set(trials) or (epochs.groupby("trial").cumcount() + 1 != epochs["epoch"]).any():
+    """The trials, and what epochs.csv tells of them; it has every epoch of each of them once."""
+    table = parse_table(content, EPOCH_COLUMNS).sort_values(["trial", "epoch"])
+    by_trial = table.groupby("trial")
+    if {*table["trial"]} != {*trials.index} or (by_trial.cumcount() + 1 != table["epoch"]).any():
         raise ValueError(f"it does not hold every epoch of every trial of {name}.csv once")
-    return epochs
+    return trials.assign(
+        epochs=by_trial.size(),
+        seconds=by_trial["seconds"].median() * by_trial.size(),
+        settled=by_trial["lambd"].agg(settling_epoch).where(trials["config/trainable"]),
+        lambds=by_trial["lambd"].agg(list),
+    )
 
 
 def parse_table(content, columns, **options):

@@ -78,7 +78,7 @@ def measure():
     for name in [*args.section, *args.sections] or ["layer", "memory", "epoch"]:
         title = SECTIONS[name].__doc__
         rows = list(SECTIONS[name](args))
-        print(f"{title}\n\n{markdown_table(rows, text)}\n", flush=True)
+        print(f"{title}\n\n{markdown_table(rows[0], map(dict.values, rows), text)}\n", flush=True)
         report["sections"][name] = {"title": title, "rows": rows}
         if args.output:
             with whole_file(args.output) as file:

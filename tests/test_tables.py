@@ -191,6 +191,10 @@ def test_figures_are_drawn_or_said_to_be_skipped(output, tmp_path, recordings):
             output(produce_figures, *flags, recordings, "--figures", "dmel", f"--clip={clip}")
     with pytest.raises(InputError, match="there are no results with a window trained on recordings"):
         output(produce_figures, *flags, recordings, "--figures", "dmel", "--experiment=x")
+    for split in ("{'train': [28], 'va", "{'train': x}", "{[]: 1}", "{28}", "3", "other"):
+        change_table(tmp_path, split=split)
+        with pytest.raises(InputError, match="config: split"):
+            output(produce_figures, *flags, recordings, "--figures", "before_after")
 
 
 @pytest.mark.parametrize("changed", [{}, {"continuous": False, "normalize_window": False, "energy_normalize": False}])
