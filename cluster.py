@@ -1,7 +1,6 @@
 """The Ray cluster that trials run on, a private one on this machine or one that is there, and Ray Tune on it."""
 
 import contextlib
-import math
 import os
 import secrets
 import signal
@@ -125,11 +124,8 @@ def fit(trial, configs, experiment, args):
     tuner = tune.Tuner(
         trial,
         param_space={"config": tune.grid_search(configs)},
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,  # the next trial finds torch imported
-            trial_name_creator=name_of,
-            trial_dirname_creator=name_of,
-        ),
+        # The next trial of a reused actor finds torch imported.
+        tune_config=tune.TuneConfig(reuse_actors=True, trial_name_creator=name_of, trial_dirname_creator=name_of),
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=f"{storage.root}/{experiment.name}/ray",
@@ -149,13 +145,11 @@ def fit(trial, configs, experiment, args):
 
 
 class Console(tune.Callback):
-    """A table of the trials when one starts or ends, not more often than asked, and a line that renews itself.
-
-    reasons: what failed trials say last.
-    """
+    """A table of the trials when one starts or ends, not more often than asked, and a line that renews itself."""
 
     def __init__(self, name, n_trials, seconds):
-        self.name, self.seconds, self.printed, self.states, self.reasons = name, seconds, -math.inf, None, []
+        self.name, self.seconds, self.due, self.states = name, seconds, 0, None
+        self.reasons = []  # what failed trials say last
         line = "{desc} [{elapsed}, {remaining} left]"
         self.bar = tqdm(total=n_trials, bar_format=line, disable=None, leave=False, mininterval=0.5)
 
@@ -168,8 +162,8 @@ class Console(tune.Callback):
         told = f"{states.count('TERMINATED')} of {self.bar.total} trials finished, {sum(epochs)} epochs"
         self.bar.set_description_str(f"{self.name}: {told}", refresh=False)
         self.bar.update(len(ended) + sum(running) - self.bar.n)
-        if "RUNNING" in states and states != self.states and time.monotonic() - self.printed >= self.seconds:
-            self.states, self.printed = states, time.monotonic()
+        if "RUNNING" in states and states != self.states and time.monotonic() >= self.due:
+            self.states, self.due = states, time.monotonic() + self.seconds
             self.show(trials)
 
     def show(self, trials):

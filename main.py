@@ -1,7 +1,6 @@
 """Trains the grid of an experiment with Ray Tune, several trials at a time.
 
     python main.py --name=time_frequency --max_epochs=1000 --num_samples=10
-    python main.py --name=esc50 --data_dir=data --ray_root_dir=ray_results
 
 Results go to RAY_ROOT_DIR/NAME, see results.py. The same command again continues what was interrupted and leaves
 finished trials alone; a larger --num_samples adds the missing runs. Exit codes: 0 all trials are finished, 1 a sentence
@@ -18,7 +17,6 @@ from config import InputError, describe, digest, draw, read_search_space, run, t
 from results import Experiment, Plan, provenance, scripts
 
 RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
-SAVING_SHARE = 0.02  # of a trial's time that writing its state may take
 
 
 def main():
@@ -60,8 +58,7 @@ def extend(plan, space, args, address):
     keys = [key for key in sorted(here | there) if here.get(key) != there.get(key)]
     if keys:
         told = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys)
-        remedy = "choose another --name, or move it aside with --restart"
-        raise InputError(f"{address} holds another experiment ({told}): {remedy}.")
+        raise InputError(f"{address} holds another experiment ({told}): --restart moves it aside, or change --name.")
     planned = {config["seed"] for config in plan.trials.values()}
     seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
     added = {trial_key(config): config for seed in seeds for config in draw(space, seed)}
@@ -85,7 +82,11 @@ def train_trials(experiment, plan, done, args):
     plan.keep_to(recordings, args.name, args.data_dir)
     for config in plan.trials.values() if recordings else ():  # raises where a part is empty
         datasets.load(config, recordings)
-    warn_of_edits(plan)
+    now = scripts()
+    edited = {name for batch in plan.batches for name, old in batch["scripts"].items() if now.get(name) != old}
+    if edited:
+        told = f"edited since this experiment began: {', '.join(sorted(edited))}; its table tells the trials apart"
+        print(f"warning: {told}", file=sys.stderr)
     if args.restart and (aside := experiment.move_aside()):
         print(f"{args.name}: what was there is now {aside}")
     experiment.write_plan(plan)
@@ -108,20 +109,8 @@ def train_trials(experiment, plan, done, args):
         sys.exit(3)
 
 
-def warn_of_edits(plan):
-    """Says which of the scripts that make the numbers were edited since trials of the plan were first run."""
-    now = scripts()
-    edited = {name for batch in plan.batches for name, old in batch["scripts"].items() if now.get(name) != old}
-    if edited:
-        told = f"edited since this experiment began: {', '.join(sorted(edited))}; its table tells the trials apart"
-        print(f"warning: {told}", file=sys.stderr)
-
-
 def run_trial(config, recordings, experiment, save_seconds):
-    """What Ray runs for a trial: trains, reports every epoch, and writes the trial's file at the end and now and then.
-
-    save_seconds: least time between two writes.
-    """
+    """What Ray runs for a trial: trains, reports every epoch, writes its file at the end and after save_seconds."""
     import torch
     from ray import tune
 
@@ -145,7 +134,7 @@ def run_trial(config, recordings, experiment, save_seconds):
         if row["finished"] or begin >= due:
             experiment.write_trial(key, {**snapshot(), **about})
             end = time.monotonic()
-            due = end + max(save_seconds, (end - begin) / SAVING_SHARE)
+            due = end + max(save_seconds, 50 * (end - begin))  # writing takes 2 % of the time at most
         tune.report(row)
 
     try:

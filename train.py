@@ -1,10 +1,6 @@
 """One trial: trains the network of a config on its data and reports every epoch. Knows nothing of Ray.
 
-    config = {"dataset_name": "time_frequency", ...}
-    train(config, datasets.load(config), lambda metrics, snapshot: print(metrics))
-
-The keys of a config are those of config.py. From what snapshot() gives after an epoch, a trial goes on as if it had
-never stopped, to the last bit.
+train(config, datasets.load(config), lambda row, snapshot: print(row)) runs one; config.py has the keys of a config.
 """
 
 import copy
@@ -26,13 +22,12 @@ FEATURE_MEMORY = 0.5  # share of a trial's free memory that the features of a fi
 def train(config, data, report, state=None):
     """Trains until max_epochs, or until patience epochs have passed without a lower validation loss.
 
-    data: datasets.Data. state: what snapshot() gave after an epoch, to go on from there.
+    data: datasets.Data. state: what snapshot() gave after an epoch, to go on from there as if it had never stopped.
     report(row, snapshot) is called after each epoch. row: training_iteration (epochs so far), loss, valid_loss (means
     over examples), valid_acc, best_valid_loss, best_valid_acc (accuracy at the lowest loss), lambd_est, best_lambd_est
     (λ in samples, with its sign), energy (mean over training batches of the summed features), lacked_memory (for
     fixed_features), time_this_iter_s, finished. snapshot() gives, as tensors and plain values, config, history
     (all rows), finished, best_net (the network to test) and, until finished, all that the trial's future depends on.
-
     Raises FloatingPointError where a loss is not finite.
     """
     given, config = config, check(config)
@@ -42,7 +37,8 @@ def train(config, data, report, state=None):
     optimizer = make_optimizer(net, config)
     data, trained = data.to(device), net
     features = None if config["trainable"] else fixed_features(data, net.spectrogram_layer, config["batch_size"])
-    if features is not None:  # the head trains on them in the place of clips
+    lacked_memory = not config["trainable"] and features is None
+    if features is not None:  # the same in every epoch: the head trains on them in the place of clips
         data = data._replace(clips=features)
         trained = models.SpectrogramNet(lambda features: features.transpose(-1, -2), net.head, net.bf16)
     lambd = net.spectrogram_layer.lambd
@@ -74,8 +70,7 @@ def train(config, data, report, state=None):
             told = f"training loss {loss}, validation loss {valid_loss}, λ {lambd.item()}; config {given}"
             raise FloatingPointError(f"epoch {epoch}: {told}")
         row = {"training_iteration": epoch, "loss": loss, "valid_loss": valid_loss, "valid_acc": valid_acc}
-        row |= {"lambd_est": lambd.item(), "energy": energy}
-        row["lacked_memory"] = not config["trainable"] and features is None
+        row |= {"lambd_est": lambd.item(), "energy": energy, "lacked_memory": lacked_memory}
         history.append(row)
         best = min(history, key=lambda row: row["valid_loss"])  # the first of equal ones
         if best is row:
@@ -88,13 +83,10 @@ def train(config, data, report, state=None):
 
 
 def prepare(config):
-    """The network of a config on its device, its loss function, and the device: the CPU where there is no CUDA device.
-
-    Also sets for this process whether a GPU may round convolutions and products to TF32.
-    """
+    """The network of a config on its device, its loss function, the device: the CPU where there is no CUDA device."""
     config = complete(config)
     device = torch.device(config["device"] if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config["tf32"]
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config["tf32"]  # of this process
     net, loss_function = models.build(config)
     # On a CPU convolutions are quicker with the channels last in memory.
     net.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.preserve_format)
@@ -124,10 +116,7 @@ def train_epoch(net, loss_function, optimizer, data, batches):
 
 @torch.no_grad()
 def fixed_features(data, layer, batch_size):
-    """The layer's features of all that is trained and validated on, shape = (n, frames, bands), None without memory.
-
-    A window that is not trained gives the same ones in every epoch.
-    """
+    """The layer's features of all that is trained and validated on, shape = (n, frames, bands), None without memory."""
     first = layer(data.clips[:1]).transpose(-1, -2)
     if first.is_cuda:
         free = torch.cuda.mem_get_info(first.device)[0] / 4
