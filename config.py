@@ -1,7 +1,4 @@
-"""Every key of a config with its type, limits, default and meaning; and what all scripts share.
-
-A config describes one trial. A search space of search_spaces.py has the same keys, some of them with several values.
-"""
+"""Every key of a config, which describes one trial, with its limits and meaning; and what all scripts share."""
 
 import contextlib
 import hashlib
@@ -9,14 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import pydantic
 from pydantic import Field
 
 PARTS = ("train", "valid", "test")  # of a dataset
-Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class InputError(ValueError):
@@ -65,7 +61,7 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     dataset_name: str = Field(description="time_frequency or a name in DATASETS of datasets.py")
     model_name: str = Field(description="a network in MODELS of models.py")
     n_points: int = Field(ge=2, le=10**8, description="samples per clip")
-    hop_length: Count = Field(description="step between frames, in samples")
+    hop_length: int = Field(ge=1, le=10**9, description="step between frames, in samples")
     init_lambd: float = Field(ge=0.5, description="λ to start from, in samples; below 0.5 it could not move")
     trainable: bool = Field(description="True: λ is trained (DMEL), False: it stays at init_lambd (baseline)")
     optimized: bool = Field(description="True: window and FFT as long as 6λ needs, False: as the whole clip, always")
@@ -73,9 +69,9 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     optimizer_name: Literal["adam", "sgd"] = Field(description="optimizer of the network and of λ")
     lr_model: float = Field(ge=0, description="learning rate of the network")
     lr_tf: float = Field(ge=0, description="learning rate of λ")
-    batch_size: Count = Field(description="clips per step")
-    max_epochs: Count = Field(description="epochs at most")
-    patience: Count = Field(description="epochs without a lower validation loss after which a trial ends")
+    batch_size: int = Field(ge=1, le=10**9, description="clips per step")
+    max_epochs: int = Field(ge=1, le=10**9, description="epochs at most")
+    patience: int = Field(ge=1, le=10**9, description="epochs without a lower validation loss after which a trial ends")
     device: str = Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="cuda:0 or cpu; without a CUDA device the CPU")
 
     # Needed by the mel_ networks and panns_cnn6, the first one by all recordings.
@@ -137,9 +133,8 @@ def digest(value):
 
 def require(config, who, *keys):
     """Raises InputError where one of the keys is missing; who: what needs it."""
-    for key in keys:
-        if config[key] is None:
-            raise InputError(f"config: key '{key}' is missing: {who} needs it, so add it to the search space.")
+    if missing := [key for key in keys if config[key] is None]:
+        raise InputError(f"config: key '{missing[0]}' is missing: {who} needs it, so add it to the search space.")
 
 
 def plain(value):

@@ -8,6 +8,7 @@ says why it did not run to the end, 3 it did but some trials failed.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -140,7 +141,8 @@ def run_trial(config, recordings, experiment, save_seconds):
     try:
         train.train(config, datasets.load(config, recordings), report, state)
     except Exception:
-        experiment.write_failure(key, traceback.format_exc())
+        with contextlib.suppress(OSError):  # the trial's own failure counts, not that of writing it down
+            experiment.storage.write(f"{experiment.name}/trials/{key}.txt", traceback.format_exc())
         raise
 
 

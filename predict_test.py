@@ -18,8 +18,6 @@ import datasets
 from config import InputError, run
 from results import EPOCHS, RECORD, TABLE, Experiment, Storage
 
-COLUMNS = {"trial": "trial", "training_iteration": "epoch", "lambd_est": "lambd", "time_this_iter_s": "seconds"}
-
 
 def main():
     parser = argparse.ArgumentParser(description="Test the best network of every finished trial of an experiment.")
@@ -41,18 +39,18 @@ def main():
             if accuracy is None:
                 print(f"warning: {name}/trials/{key}.pt holds no network of its config: left out", file=sys.stderr)
                 continue
-            history, scripts = state["history"], "+".join(state["scripts"])
-            epochs += [{"trial": len(rows), **report} for report in history]
-            seconds = sum(report["time_this_iter_s"] for report in history)
-            about = {"time_total_s": seconds, "trial_id": key, "logdir": state["logdir"], "scripts": scripts}
-            config = {f"config/{name}": value for name, value in state["config"].items()}
-            rows.append({**history[-1], **about, **config, "test_accuracy": accuracy})
+            for row in state["history"]:
+                epoch = {"trial": len(rows), "epoch": row["training_iteration"], "lambd": row["lambd_est"]}
+                epochs.append({**epoch, "seconds": row["time_this_iter_s"]})
+            row = {**state["history"][-1], "time_total_s": sum(row["time_this_iter_s"] for row in state["history"])}
+            row |= {"trial_id": key, "logdir": state["logdir"], "scripts": "+".join(state["scripts"])}
+            row |= {f"config/{name}": value for name, value in state["config"].items()}
+            rows.append({**row, "test_accuracy": accuracy})
         if not rows:
             raise InputError(f"no finished trial in {experiment.address}: run main.py --name={name} to its end.")
         if n_missing := len(plan.trials) - len(rows):
             print(f"warning: {name}: {n_missing} of {len(plan.trials)} trials failed or are not finished: left out")
-        trials, epochs = pd.DataFrame(rows), pd.DataFrame(epochs)[[*COLUMNS]].rename(columns=COLUMNS)
-        epochs = epochs.to_csv(index=False, float_format="%.5g")
+        trials, epochs = pd.DataFrame(rows), pd.DataFrame(epochs).to_csv(index=False, float_format="%.5g")
         experiment.storage.write(EPOCHS.format(name), epochs)
         experiment.storage.write(TABLE.format(name), trials.to_csv())
     print(f"{name}: {len(rows)} trials tested, in {experiment.address}/{name}.csv")

@@ -1,7 +1,6 @@
 """The plan and the trials of an experiment, in its folder RAY_RESULTS/NAME; docs/cluster.md lists all files there.
 
-RAY_RESULTS is a folder, or the URI of any storage that Ray accepts, such as s3://bucket/results. Every file is replaced
-whole, and none is unpickled: what stands in it cannot run.
+RAY_RESULTS is a folder or a URI, such as s3://bucket/results. Every file is replaced whole, and none is unpickled.
 """
 
 import contextlib
@@ -164,13 +163,7 @@ class Experiment:
 
     def finished_trials(self, plan):
         """(key, state) of each trial that was trained to its end, one at a time."""
-        states = ((key, self.read_trial(key)) for key in plan.trials)
-        return ((key, state) for key, state in states if state is not None and state["finished"])
-
-    def write_failure(self, key, text):
-        """Leaves word of why a trial failed."""
-        with contextlib.suppress(OSError):  # the trial's own failure counts, not that of writing it down
-            self.storage.write(f"{self.name}/trials/{key}.txt", text)
+        return ((key, state) for key in plan.trials if (state := self.read_trial(key)) and state["finished"])
 
 
 def scripts():

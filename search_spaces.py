@@ -2,9 +2,8 @@
 
     python main.py --name=time_frequency --max_epochs=1000
 
-Edit a value, or add a function of your own and run it by its name. tune.grid_search([...]) tries every value, together
-with every value of every other grid; tune.uniform, tune.choice and the like draw one per trial. --num_samples repeats
-all of it. config.py says what every key means.
+Edit a value, or add a function of your own and run it by its name; config.py says what every key means. Every value of
+a tune.grid_search is tried with every one of the others; tune.uniform, tune.choice and the like draw one per trial.
 """
 
 from ray import tune
