@@ -1,7 +1,6 @@
 """Draws the figures, as PNG and PDF, from the CSV files of predict_test.py.
 
     python produce_figures.py --ray_results_dir=results --data_base_dir=data
-    python produce_figures.py --figures accuracy convergence --ray_results_dir=ray_results
     python produce_figures.py --figures before_after --experiment=esc50 --clip=12
 
 Without --figures, those that cannot be drawn are skipped: dmel and before_after show a recording, so they need it.
@@ -64,8 +63,7 @@ def dmel(experiments, args):
     figure, [axes] = pictures(config_of(best), [clip], [shown], 2.2)
     axis = axes[1 + lambds.index(trained)]
     axis.set_title(f"{axis.get_title()}, trained", color="C0", weight="bold")
-    for spine in axis.spines.values():
-        spine.set(visible=True, color="C0", linewidth=2.5)
+    axis.spines[:].set(visible=True, color="C0", linewidth=2.5)
     return figure
 
 
@@ -73,11 +71,9 @@ def before_after(experiments, args):
     """What the network sees of a clip before and after training, for every initial window."""
     results, clip = chosen_clip(experiments, args)
     trials = halves(results.trials)[0].groupby(CELL).head(1)
-    before, after = trials[["init_window", "config/init_lambd"]], trials[["window", "best_lambd_est"]]
-    shown = [
-        [(f"before training: {window:.0f} ms", lambd) for window, lambd in before.to_numpy()],
-        [(f"after training: {window:.0f} ms", lambd) for window, lambd in after.to_numpy()],
-    ]
+    shown = []
+    for when, columns in (("before", ["init_window", "config/init_lambd"]), ("after", ["window", "best_lambd_est"])):
+        shown.append([(f"{when} training: {window:.0f} ms", lambd) for window, lambd in trials[columns].to_numpy()])
     return pictures(config_of(trials.iloc[0]), [clip, clip], shown, 3.8)[0]
 
 
@@ -201,20 +197,13 @@ def convergence(experiments, args):
     return figure
 
 
-def zero_floor(experiments, args):
-    """The same for audio_mnist, beside it with the option zero_floor."""
-    pair = {name: experiments[name] for name in ("audio_mnist", "audio_mnist_zero_floor") if name in experiments}
-    return convergence(pair if len(pair) == 2 else {}, args)
-
-
 def time_complexity(experiments, args):
     """What a DMEL run costs, in fixed windows: the paper's cost model, and seconds measured here."""
     figure = Figure(figsize=(WIDTH, 2.8))
     axes, counts = figure.subplots(1, 3), np.arange(1, 60)
     for axis, c1 in zip(axes, (0.0001, 0.9999), strict=False):
         for seconds in (0.020, 0.300):
-            ratios = [cost_ratio(seconds, n, c1) for n in counts]
-            axis.plot(counts, ratios, label=f"from {1000 * seconds:.0f} ms")
+            axis.plot(counts, [cost_ratio(seconds, n, c1) for n in counts], label=f"from {1000 * seconds:.0f} ms")
     for results in experiments.values():
         if (ratio := fixed_runs(results.trials)).n:
             axes[2].plot(counts, ratio.mean / counts, label=results.name)
@@ -239,8 +228,7 @@ def cost_ratio(init_seconds, n_windows, c1):
     return (c1 * (walked * np.log(walked)).mean() + (1 - c1) * n_mels) / hop / search
 
 
-DRAWN = (dmel, data_example, accuracy, convergence, zero_floor, time_complexity, before_after)
-FIGURES = {draw.__name__: draw for draw in DRAWN}
+FIGURES = {draw.__name__: draw for draw in (dmel, data_example, accuracy, convergence, time_complexity, before_after)}
 
 if __name__ == "__main__":
     run(main)

@@ -1,7 +1,6 @@
 """Results of experiments and their statistics, for produce_tables.py and produce_figures.py. Starts without torch.
 
-An experiment's trials fall into cells, one for each model and initial window, and each of these into two halves: the
-trials that train the window (DMEL), and those that keep it (the baseline).
+An experiment's trials fall into cells, one for each model and initial window, and each of these into two halves.
 """
 
 import io
@@ -20,19 +19,15 @@ from results import EPOCHS, RECORD, TABLE
 WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
-MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}$")  # by main.py --restart
-SETTLED = 0.1  # λ has settled where it stays within this part of its last value
-STILL_MOVING = 0.1  # and has not where it left that range as late as in this last part of the epochs
 COLUMNS = {  # of NAME.csv, and the limits of their numbers
     "config/init_lambd": (1e-9, 1e9),
     "config/max_epochs": (1, 1e9),
     "config/seed": (0, 2**63),
-    "config/resample_rate": (1, 1e9),
-    "config/sigma_ref": (1e-9, 1e9),
+    "config/resample_rate": (1, 1e9),  # of recordings
+    "config/sigma_ref": (1e-9, 1e9),  # of pulses
     "best_lambd_est": (-1e9, 1e9),
     "test_accuracy": (0, 1),
 }
-OPTIONAL = {"config/resample_rate", "config/sigma_ref"}  # of some datasets
 EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": (-1e9, 1e9), "seconds": (0, 1e9)}
 CELL = ["config/model_name", "model", "cell", "init_window", "init"]  # what its trials share
 
@@ -57,8 +52,7 @@ class Interval:
 
 def halves(trials):
     """The trials that train the window (DMEL), and those that keep it (the baseline)."""
-    is_trained = trials["config/trainable"]
-    return trials[is_trained], trials[~is_trained]
+    return trials[trials["config/trainable"]], trials[~trials["config/trainable"]]
 
 
 def paired(first, second, column, relation=operator.sub):
@@ -81,11 +75,11 @@ def fixed_runs(trials):
 
 
 def settling_epoch(lambds):
-    """First epoch after which λ stays within SETTLED of its last value; not a number where it is still moving."""
+    """First epoch from which λ stays within 10 % of its last value; NaN where that is in the last 10 % of them."""
     lambds = np.abs(np.asarray(lambds))
-    outside = np.flatnonzero(np.abs(lambds / lambds[-1] - 1) > SETTLED)
+    outside = np.flatnonzero(np.abs(lambds / lambds[-1] - 1) > 0.1)
     epoch = outside[-1] + 2 if len(outside) else 1
-    return np.nan if epoch > (1 - STILL_MOVING) * len(lambds) and epoch > 1 else int(epoch)
+    return np.nan if epoch > 0.9 * len(lambds) and epoch > 1 else int(epoch)
 
 
 def window_text(in_samples, *windows):
@@ -110,19 +104,17 @@ class Results(NamedTuple):
 
 
 def read_all(storage):
-    """Results by name: the paper's experiments in its order, then all others that were begun, by name."""
-    others = [name for name in storage.list() if name not in EXPERIMENTS and not MOVED_ASIDE.search(name)]
+    """Results by name: the paper's, then others that were begun, but none that main.py --restart moved aside."""
+    others = [name for name in storage.list() if name not in EXPERIMENTS and not re.search(r"\.\d{8}-\d{6}$", name)]
     experiments = {name: read_results(storage, name) for name in (*EXPERIMENTS, *others)}
     return {name: results for name, results in experiments.items() if name in EXPERIMENTS or results.n_started}
 
 
 def read_results(storage, name):
     """The Results of one experiment; raises InputError where a file of it is not as it was written."""
-
-    def parse_plan(content):
-        return sum(batch["n_trials"] for batch in json.loads(content)["batches"])
-
-    n_started = read(storage, RECORD.format(name), parse_plan, 0)
+    n_started = read(
+        storage, RECORD.format(name), lambda plan: sum(batch["n_trials"] for batch in json.loads(plan)["batches"]), 0
+    )
     trials = read(storage, TABLE.format(name), parse_trials)
     if trials is None:
         return Results(name, n_started)
@@ -187,7 +179,7 @@ def parse_table(content, columns, **options):
     if not content.endswith(b"\n"):
         raise ValueError("it is cut off")
     for column, (low, high) in columns.items():
-        if column in table or column not in OPTIONAL:
+        if column in table or column not in ("config/resample_rate", "config/sigma_ref"):
             is_right = pd.to_numeric(table[column], errors="coerce").between(low, high)
             if not is_right.all():
                 line, value = is_right.argmin() + 2, table[column][~is_right].iloc[0]
