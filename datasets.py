@@ -1,11 +1,7 @@
-"""The three datasets: two folders of recordings, see recordings.py, and one that is drawn from a seed.
-
-`python datasets.py data` resamples data/audio_mnist and data/esc50 to 8 kHz, one cache file each.
-"""
+"""The three datasets, two of recordings and a drawn one; `python datasets.py data` resamples the recordings once."""
 
 import argparse
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +28,8 @@ class Dataset(NamedTuple):
     n_classes: int
     clip_seconds: float
     place: str  # file or folder that the dataset's folder has in it
-    list_files: Callable  # folder -> rows [file, label, group]
-    fit: Callable  # clip, n_points -> clip of exactly n_points samples
+    list_files: Any  # function: folder -> rows [file, label, group]
+    fit: Any  # function: clip, n_points -> clip of exactly n_points samples
     splits: dict  # named values of config key split, the default first: groups of each part, or None for random
     n_recordings: int | None = None  # of the complete dataset
 
@@ -92,9 +88,8 @@ def load(config, recordings: Recordings | None = None):
         else:
             parts = [torch.from_numpy(np.flatnonzero(np.isin(groups, chosen[part]))) for part in PARTS]
     splits = dict(zip(PARTS, parts, strict=True))
-    for part, indices in splits.items():
-        if len(indices) == 0:
-            raise InputError(f"{name}: the {part} split is empty, there are too few recordings: complete the dataset.")
+    if empty := [part for part in PARTS if len(splits[part]) == 0]:
+        raise InputError(f"{name}: the {empty[0]} split is empty, there are too few recordings: complete the dataset.")
     # Arrays out of a cache file or Ray's object store are read-only, and only read.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
@@ -116,8 +111,7 @@ def find_folder(name, data_dir):
 def draw_pulses(config):
     """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in frequency.
 
-    The best window to tell them apart is sigma_ref, the width of a pulse. Returns clips, shape = (n_samples, n_points)
-    float32, and labels, int64. Times and widths are in samples, frequencies in cycles per sample. Source: the paper.
+    Returns clips, shape = (n_samples, n_points) float32, and labels, int64. Lengths are in samples. Source: the paper.
     """
     random = np.random.default_rng(config["seed"])
     n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]

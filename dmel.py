@@ -3,11 +3,9 @@
     layer = DMEL(sample_rate=8000, n_mels=64, hop_length=80, init_lambd=8000 * 0.035 / 6)
     log_mel = layer(clips)       # (batch, time) -> (batch, n_mels, time // hop_length + 1)
     log_mel.sum().backward()     # fills layer.lambd.grad
-    torch.optim.AdamW(parameter_groups(network), lr=1e-4)    # λ at a learning rate of its own, and without decay
 
-The window is a Gaussian whose standard deviation λ = |lambd|, in samples, is the one parameter of the layer; the window
-is as long as six of them. This file needs torch alone and can be copied. Source: Martinsson and Sandsten, "DMEL: The
-differentiable log-Mel spectrogram as a trainable layer in neural networks", ICASSP 2024.
+The window is a Gaussian whose standard deviation λ = |lambd|, in samples, is the one parameter of the layer. This file
+needs torch alone and can be copied. Source: Martinsson and Sandsten, DMEL, doi 10.1109/ICASSP48485.2024.10446816.
 """
 # mypy: disable-error-code="attr-defined, no-any-return, no-untyped-call, untyped-decorator, var-annotated"
 
@@ -81,10 +79,7 @@ def mel_filter_bank(n_fft: int, n_mels: int, rate: int, f_min: float, f_max: Any
 
 @functools.lru_cache(maxsize=64)
 def mel_filters(n_fft: int, continuous: bool, n_groups: int, target: Any, *settings: Any) -> tuple[Any, Any]:
-    """mel_filter_bank(n_fft, *settings) in groups of neighbours: (first, last) and weights for each group.
-
-    weights, shape = (last - first, filters), apply to products first..last in features_of, of which a bin has two.
-    """
+    """mel_filter_bank(n_fft, *settings) in groups: (first, last) and weights, shape = (last - first, filters), each."""
     ranges, weights = [], []
     with torch.inference_mode(False), torch._C._DisableFuncTorch():  # plain tensors for the cache
         bank = mel_filter_bank(n_fft, *settings)
@@ -93,7 +88,7 @@ def mel_filters(n_fft: int, continuous: bool, n_groups: int, target: Any, *setti
             bank = bank * torch.where(sums > 0, CONTINUOUS_N * fine / sums, 0.0)
         for filters in bank.tensor_split(n_groups, dim=1):
             bins = filters.any(dim=1).nonzero().flatten().tolist() or [0]
-            ranges.append((2 * bins[0], 2 * bins[-1] + 2))
+            ranges.append((2 * bins[0], 2 * bins[-1] + 2))  # of products in features_of, two of each bin
             weights.append(filters[bins[0] : bins[-1] + 1].repeat_interleave(2, dim=0).to(*target))
     return ranges, weights
 
@@ -105,8 +100,7 @@ Settings = namedtuple("Settings", "n_fft length hop_length remove_mean ranges we
 def features_of(frames: Tensor, windows: Tensor, settings: Settings, memory: Any = None) -> list[Tensor]:
     """Features of frames under a window w and, where windows holds 2·dw/dλ too, their derivative in λ.
 
-    frames: shape = (clips, frames, length). windows: shape = (1 or 2, length). memory: tensor to work in, None for
-    autograd. Each result has the shape (clips, frames, bands).
+    Shapes: frames (clips, frames, length), windows (1 or 2, length), each result (clips, frames, bands).
     """
     windowed = torch.mul(frames, windows[:, None, None], out=None if memory is None else memory.resize_(0))
     spectra = torch.fft.rfft(windowed, settings.n_fft)  # (windows, clips, frames, bins)
@@ -217,8 +211,7 @@ class DifferentiableSpectrogram(nn.Module):
     """Power spectrogram |STFT|² with a trainable Gaussian window.
 
     Input shape = (..., time), floating point; output shape = (..., n_fft//2 + 1, time//hop_length + 1), of its dtype,
-    computed in float32 or wider. Frames are centred, with zeros beyond the clip's ends. Gradients flow to lambd and the
-    clips, a second one in lambd raises RuntimeError. Below λ ≈ 0.5 the gradient is 0: λ does not leave that range.
+    computed in float32 or wider. Frames are centred, with zeros beyond the ends. Below λ ≈ 0.5 λ has no gradient.
     """
 
     hop_length: int  # step between frames, in samples
@@ -257,8 +250,7 @@ class DifferentiableSpectrogram(nn.Module):
         if not self.optimized and n_samples is None:
             raise ValueError("n_samples is missing: with optimized=False the window is as long as the clips.")
         settings = self._settings(n_samples or 2**61, 1, self.lambd.device, self.lambd.dtype)
-        window, _ = gaussian_window(self.lambd.detach(), settings.length, self.normalize_window)
-        return Frozen(settings, window)
+        return Frozen(settings, gaussian_window(self.lambd.detach(), settings.length, self.normalize_window)[0])
 
     def extra_repr(self: Any) -> str:
         shown = [f.name for f in fields(self) if f.name != "init_lambd" and getattr(self, f.name) != f.default]

@@ -1,11 +1,4 @@
-"""The networks: a front end with a trainable window × a classifier head, chosen by model_name from one registry.
-
-    net, loss_function = build(config)
-    logits, features = net(clips)  # (batch, time) -> (batch, n_classes), (batch, 1, bands, frames)
-
-A front end takes the config and gives a layer, with λ as its lambd, and its number of bands. A head takes the number of
-frames, bands and classes and the config, and gives a module from features (batch, 1, frames, bands) to logits.
-"""
+"""The networks of MODELS: a front end with a trainable window × a classifier head, see docs/extending.md."""
 
 import re
 from collections import OrderedDict
@@ -89,9 +82,8 @@ class Cnn6(nn.Module):
         self.dropout = Dropout(0.5)
         self.fc1 = nn.Linear(512, 512)
         self.fc_esc50 = nn.Linear(512, n_classes)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.xavier_uniform_(module.weight)
+        for weight in (parameter for parameter in self.parameters() if parameter.ndim > 1):
+            nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.fc1.bias)
         nn.init.zeros_(self.fc_esc50.bias)
         if config["pretrained"]:

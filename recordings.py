@@ -1,8 +1,4 @@
-"""Recordings of a dataset's folder: listed, read, resampled and fitted once, and kept in a cache for training.
-
-A cache is one .npy of all clips, beside the recordings or in the folder that DMEL_CACHE_DIR names, and an index (.json)
-of its files and the identity of what it holds. It is made again where these changed or it is damaged.
-"""
+"""Recordings of a dataset's folder: listed, read, resampled, fitted, and kept in a cache, one .npy of all clips."""
 
 import csv
 import hashlib
@@ -19,9 +15,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from config import InputError, whole_file
 
-AUDIO_MNIST_FILE = r"data/0*([1-9]|[1-5][0-9]|60)/([0-9])_0*\1_([0-9]+)\.wav"  # speaker, digit, repetition
 ESC50_ENTRY = r"(([1-5])-[0-9]+-[A-Z]-([0-9]|[1-4][0-9]))\.\w+ \2 \3"  # FOLD-CLIP-TAKE-TARGET.wav, fold, target
-LONGEST = 10**8  # samples of a resampled recording: more is a mistake in its header
 
 
 class Recordings(NamedTuple):
@@ -36,7 +30,7 @@ class Recordings(NamedTuple):
 def load_recordings(config, dataset, folder):
     """The Recordings of a Dataset's folder, memory-mapped; makes the cache where it is missing or out of date."""
     name, sample_rate, n_points = (config[key] for key in ("dataset_name", "resample_rate", "n_points"))
-    cache = cache_path(os.environ.get("DMEL_CACHE_DIR") or folder, name, sample_rate, n_points)
+    cache = Path(os.environ.get("DMEL_CACHE_DIR") or folder, f"{name}_{sample_rate}Hz_{n_points}.npy")
     index = {"sample_rate": sample_rate, "n_points": n_points, "rows": list_recordings(dataset, folder)}
     recordings = read_cache(cache, index)
     if recordings is None and index["rows"]:
@@ -74,7 +68,7 @@ def list_audio_mnist(folder):
     others = [f"data/{name}" for name in os.listdir(data) if name not in places and name != "audioMNIST_meta.txt"]
     files = {}
     for file in sorted(f"data/{place}/{name}" for place in places for name in os.listdir(data / place)):
-        match = re.fullmatch(AUDIO_MNIST_FILE, file)
+        match = re.fullmatch(r"data/0*([1-9]|[1-5][0-9]|60)/([0-9])_0*\1_([0-9]+)\.wav", file)
         if not match or files.setdefault(tuple(map(int, match.groups())), file) != file:  # which it has already
             others.append(file)
     tell(others, f"entries of {folder} are doubled or not data/1…60/DIGIT_SPEAKER_REPETITION.wav, and are left out")
@@ -129,7 +123,7 @@ def read_recording(path, sample_rate):
             cut_short = is_cut_short(content) or (counted and len(samples) < file.frames)
         mono = samples.mean(axis=1)
         n_resampled = int(np.ceil(len(mono) * (sample_rate / recorded_rate)))  # as librosa.resample rounds
-        if cut_short or not 0 < n_resampled <= LONGEST or not np.isfinite(mono).all():
+        if cut_short or not 0 < n_resampled <= 10**8 or not np.isfinite(mono).all():
             raise ValueError("it is cut short, empty, too long or has samples that are not numbers")
     except (soundfile.SoundFileError, OSError, MemoryError, ValueError) as error:  # MemoryError by a false length
         raise InputError(f"{path}: cannot be read as audio ({error}): replace or remove it.") from None
@@ -159,11 +153,6 @@ def pad_at_end(clip, n_points):
     return np.pad(clip[:n_points], (0, max(0, n_points - len(clip))))
 
 
-def cache_path(folder, name, sample_rate, n_points):
-    """The file of a dataset's clips in a folder; its index lies beside it, as .json."""
-    return Path(folder) / f"{name}_{sample_rate}Hz_{n_points}.npy"
-
-
 def read_cache(cache, index):
     """The Recordings in a cache file; None where it is missing or damaged, or made from other rows than the index's."""
     try:
@@ -177,7 +166,7 @@ def read_cache(cache, index):
 
 
 def write_cache(cache, index, clips):
-    """Writes clips in the order of the index's rows, then the index, which makes them count; gives the Recordings."""
+    """Writes clips in the order of the index's rows, then the index, as .json; gives the Recordings."""
     for left in cache.parent.glob(f"{cache.stem}.*.tmp"):
         left.unlink()  # of a process that was killed
     with whole_file(cache) as file:
@@ -191,11 +180,10 @@ def write_cache(cache, index, clips):
 
 def with_labels(clips, rows):
     """The Recordings of clips and of the labels and groups in their rows of an index."""
-    labels, groups = np.array([row[3:] for row in rows], np.int64).T.copy()
+    labels_and_groups = np.array([row[3:] for row in rows], np.int64).T.copy()
     digest = hashlib.sha256(clips)
-    digest.update(labels)
-    digest.update(groups)
-    return Recordings(clips, labels, groups, digest.hexdigest())
+    digest.update(labels_and_groups)
+    return Recordings(clips, *labels_and_groups, digest.hexdigest())
 
 
 def prepare(index, dataset, folder):

@@ -18,7 +18,7 @@ import main
 import search_spaces
 from benchmarks.measure import recordings_of
 from config import read_search_space
-from recordings import cache_path, write_cache
+from recordings import write_cache
 from results import Experiment
 
 
@@ -86,7 +86,7 @@ def complete_data(name, args, folder):
     if recordings is not None:
         rows = [["", 0, 0, *row] for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)]
         name, sample_rate, n_points = space["dataset_name"], space["resample_rate"], space["n_points"]
-        cache = cache_path(folder / name, name, sample_rate, n_points)
+        cache = folder / name / f"{name}_{sample_rate}Hz_{n_points}.npy"
         cache.parent.mkdir(parents=True)
         index = {"sample_rate": sample_rate, "n_points": n_points, "rows": rows}
         write_cache(cache, index, recordings.clips)
