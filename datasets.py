@@ -111,7 +111,8 @@ def find_folder(name, data_dir):
 def draw_pulses(config):
     """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in frequency.
 
-    Returns clips, shape = (n_samples, n_points) float32, and labels, int64. Lengths are in samples. Source: the paper.
+    The best window to tell them apart is sigma_ref, the width of a pulse. Returns clips, shape = (n_samples, n_points)
+    float32, and labels, int64. Times and widths are in samples, frequencies in cycles per sample. Source: the paper.
     """
     random = np.random.default_rng(config["seed"])
     n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]

@@ -3,9 +3,11 @@
     layer = DMEL(sample_rate=8000, n_mels=64, hop_length=80, init_lambd=8000 * 0.035 / 6)
     log_mel = layer(clips)       # (batch, time) -> (batch, n_mels, time // hop_length + 1)
     log_mel.sum().backward()     # fills layer.lambd.grad
+    torch.optim.AdamW(parameter_groups(network), lr=1e-4)    # λ at a learning rate of its own, and without decay
 
-The window is a Gaussian whose standard deviation λ = |lambd|, in samples, is the one parameter of the layer. This file
-needs torch alone and can be copied. Source: Martinsson and Sandsten, DMEL, doi 10.1109/ICASSP48485.2024.10446816.
+The window is a Gaussian whose standard deviation λ = |lambd|, in samples, is the one parameter of the layer; the window
+is as long as six of them. This file needs torch alone and can be copied. Source: Martinsson and Sandsten, "DMEL: The
+differentiable log-Mel spectrogram as a trainable layer in neural networks", ICASSP 2024.
 """
 # mypy: disable-error-code="attr-defined, no-any-return, no-untyped-call, untyped-decorator, var-annotated"
 
@@ -100,7 +102,8 @@ Settings = namedtuple("Settings", "n_fft length hop_length remove_mean ranges we
 def features_of(frames: Tensor, windows: Tensor, settings: Settings, memory: Any = None) -> list[Tensor]:
     """Features of frames under a window w and, where windows holds 2·dw/dλ too, their derivative in λ.
 
-    Shapes: frames (clips, frames, length), windows (1 or 2, length), each result (clips, frames, bands).
+    Shapes: frames (clips, frames, length), windows (1 or 2, length), each result (clips, frames, bands). memory: tensor
+    to work in, None for autograd.
     """
     windowed = torch.mul(frames, windows[:, None, None], out=None if memory is None else memory.resize_(0))
     spectra = torch.fft.rfft(windowed, settings.n_fft)  # (windows, clips, frames, bins)
@@ -211,7 +214,8 @@ class DifferentiableSpectrogram(nn.Module):
     """Power spectrogram |STFT|² with a trainable Gaussian window.
 
     Input shape = (..., time), floating point; output shape = (..., n_fft//2 + 1, time//hop_length + 1), of its dtype,
-    computed in float32 or wider. Frames are centred, with zeros beyond the ends. Below λ ≈ 0.5 λ has no gradient.
+    computed in float32 or wider. Frames are centred, with zeros beyond the clip's ends. Gradients flow to lambd and the
+    clips, a second one in lambd raises RuntimeError. Below λ ≈ 0.5 the gradient is 0: λ does not leave that range.
     """
 
     hop_length: int  # step between frames, in samples

@@ -1,4 +1,8 @@
-"""The networks of MODELS: a front end with a trainable window × a classifier head, see docs/extending.md."""
+"""The networks: a front end with a trainable window × a classifier head, chosen by model_name from MODELS.
+
+A front end takes the config and gives a layer, with λ as its lambd, and its number of bands. A head takes the number of
+frames, bands and classes and the config, and gives a module from features (batch, 1, frames, bands) to logits.
+"""
 
 import re
 from collections import OrderedDict
