@@ -85,7 +85,6 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     sigma_ref: float | None = Field(None, ge=0.1, description="width of a pulse, in samples")
     center_offset: bool | None = Field(None, description="displace the pulses at random in time and frequency")
 
-    # Options.
     seed: int = Field(0, ge=0, lt=2**63, description="given by main.py: --seed for the first run, then one more each")
     split: str | dict[str, list[int]] | None = Field(None, description="a name in DATASETS, or {'train': [1], …}")
     augment: bool = Field(False, description="SpecAugment in panns_cnn6")

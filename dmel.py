@@ -109,7 +109,9 @@ def features_of(frames: Tensor, windows: Tensor, settings: Settings, memory: Any
     spectra = torch.fft.rfft(windowed, settings.n_fft)  # (windows, clips, frames, bins)
     parts = torch.view_as_real(spectra).flatten(-2)  # real and imaginary parts interleaved
     # The terms of |S|² and of 2 Re(conj(S)·dS/dλ), still to be added, in the memory that windowed no longer needs.
-    products = torch.mul(parts, parts[:1], out=None if memory is None else memory.resize_(0))
+    products = parts * parts[:1] if memory is None else parts
+    for part in parts.unbind()[::-1] if memory is not None else ():  # in place, S itself last
+        part *= parts[0]
     if settings.ranges:
         groups = zip(settings.ranges, settings.weights, strict=True)
         bands = torch.cat([products[..., first:last] @ weights for (first, last), weights in groups], dim=-1)
@@ -119,8 +121,8 @@ def features_of(frames: Tensor, windows: Tensor, settings: Settings, memory: Any
     if not settings.log:
         return [values, *derivatives]
     floored = values + (values.new_full((1,), LOG_FLOOR) if torch.compiler.is_compiling() else LOG_FLOOR)
-    log_values = (values / LOG_FLOOR).log1p_() if settings.zero_floor else floored.log()
-    return [log_values, *(derivative.div_(floored) for derivative in derivatives)]
+    derivatives = [derivative.div_(floored) for derivative in derivatives]
+    return [(values / LOG_FLOOR).log1p_() if settings.zero_floor else floored.log_(), *derivatives]
 
 
 def blocks(frames: Tensor, n_fft: int) -> Iterator[tuple[slice, slice]]:
@@ -199,13 +201,16 @@ def transform(x: Tensor, settings: Settings, window: Tensor, derivative: Any = N
         clips = clips - clips.mean(dim=-1, keepdim=True) if settings.remove_mean else clips
         padded = nn.functional.pad(clips, ((settings.length + 1) // 2, settings.length // 2))
         frames = padded.unfold(-1, settings.length, settings.hop_length)  # a view, (clips, frames, length)
-        windows = (window if derivative is None else _Known.apply(window, derivative, lambd)).unsqueeze(0)
-        if derivative is None or torch._C._are_functorch_transforms_active():  # torch.func hides what needs a gradient
-            features = features_of(frames, windows, settings)[0]
-        elif windows.requires_grad and not padded.requires_grad:
+        if derivative is None:
+            features = features_of(frames, window.unsqueeze(0), settings)[0]
+        elif torch._C._are_functorch_transforms_active():  # torch.func hides what needs a gradient
+            features = features_of(frames, _Known.apply(window, derivative, lambd).unsqueeze(0), settings)[0]
+        elif padded.requires_grad:
+            features = _Recomputed.apply(padded, _Known.apply(window, derivative, lambd).unsqueeze(0), settings)
+        elif torch.is_grad_enabled() and lambd.requires_grad:
             features = _Known.apply(*in_blocks(frames, torch.stack([window, 2 * derivative]), settings), lambd)
         else:
-            features = _Recomputed.apply(padded, windows, settings)
+            features = in_blocks(frames, window.unsqueeze(0), settings)[0]
     return features.reshape(*x.shape[:-1], *features.shape[1:]).transpose(-1, -2).to(x.dtype)
 
 
