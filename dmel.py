@@ -102,8 +102,7 @@ Settings = namedtuple("Settings", "n_fft length hop_length remove_mean ranges we
 def features_of(frames: Tensor, windows: Tensor, settings: Settings, memory: Any = None) -> list[Tensor]:
     """Features of frames under a window w and, where windows holds 2·dw/dλ too, their derivative in λ.
 
-    Shapes: frames (clips, frames, length), windows (1 or 2, length), each result (clips, frames, bands). memory: tensor
-    to work in, None for autograd.
+    Shapes: frames (clips, frames, length), windows (1 or 2, length), results (clips, frames, bands). memory is reused.
     """
     windowed = torch.mul(frames, windows[:, None, None], out=None if memory is None else memory.resize_(0))
     spectra = torch.fft.rfft(windowed, settings.n_fft)  # (windows, clips, frames, bins)

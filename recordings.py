@@ -37,7 +37,9 @@ def load_recordings(config, dataset, folder):
         print(f"{name}: preparing {cache}, or waiting for another process that does", file=sys.stderr)
         try:
             with filelock.FileLock(cache.with_suffix(".lock")):  # freed when its process ends, whatever happens to it
-                recordings = read_cache(cache, index) or write_cache(cache, index, prepare(index, dataset, folder))
+                if read_cache(cache, index) is None:  # another process may have made it
+                    write_cache(cache, index, prepare(index, dataset, folder))
+                recordings = read_cache(cache, index)
         except (OSError, MemoryError, NotImplementedError) as error:  # the last where a file system knows no locks
             raise InputError(f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another one.") from None
     if recordings is None:
@@ -166,7 +168,7 @@ def read_cache(cache, index):
 
 
 def write_cache(cache, index, clips):
-    """Writes clips in the order of the index's rows, then the index, as .json; gives the Recordings."""
+    """Writes clips in the order of the index's rows, then the index, as .json, without which they do not count."""
     for left in cache.parent.glob(f"{cache.stem}.*.tmp"):
         left.unlink()  # of a process that was killed
     with whole_file(cache) as file:
@@ -175,7 +177,6 @@ def write_cache(cache, index, clips):
     identity = with_labels(clips, index["rows"]).identity
     with whole_file(cache.with_suffix(".json")) as file:
         file.write(json.dumps(index | {"identity": identity}).encode())
-    return read_cache(cache, index)
 
 
 def with_labels(clips, rows):
