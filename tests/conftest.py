@@ -115,7 +115,7 @@ class Project:
             env=os.environ | {"DMEL_PYTHON": sys.executable, **{key: str(value) for key, value in environment.items()}},
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=300,
         )
         assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result

@@ -75,7 +75,7 @@ def test_two_nodes_share_the_trials_and_one_takes_over(project):
             mapped = sum(part.rss for part in head.memory_maps() if "plasma" in part.path)
             assert 1 <= mapped / (180 * 48000 * 4) < 1.5
         nodes.remove_node(second)
-        output = process.communicate(timeout=400)[0]
+        output = process.communicate(timeout=200)[0]
         assert process.returncode == 0, output
     run.assert_undisturbed(datasets.recordings_of(CLIPS, project.folder / "data"))
 
