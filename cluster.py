@@ -70,8 +70,7 @@ def start(stack):
 
     def tell(head):  # Ray itself takes a minute and many lines
         if ray.is_initialized():  # not ended by ray.shutdown
-            reason = "a process of Ray ended, killed or out of memory"
-            print(f"\nmain.py: {reason}: the same command continues.", file=sys.stderr, flush=True)
+            print("\nmain.py: a process of Ray ended, or was killed: the same command continues.", file=sys.stderr)
             os._exit(1)  # what else is there to end is the guard's
 
     heads = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]

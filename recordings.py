@@ -70,10 +70,14 @@ def list_audio_mnist(folder):
     others = [f"data/{name}" for name in os.listdir(data) if name not in places and name != "audioMNIST_meta.txt"]
     files = {}
     for file in sorted(f"data/{place}/{name}" for place in places for name in os.listdir(data / place)):
-        match = re.fullmatch(r"data/0*([1-9]|[1-5][0-9]|60)/([0-9])_0*\1_([0-9]+)\.wav", file)
-        if not match or files.setdefault(tuple(map(int, match.groups())), file) != file:  # which it has already
+        if not (match := re.fullmatch(r"data/([0-9]+)/([0-9])_([0-9]+)_([0-9]+)\.wav", file)):
             others.append(file)
-    tell(others, f"entries of {folder} are doubled or not data/1…60/DIGIT_SPEAKER_REPETITION.wav, and are left out")
+            continue
+        place, digit, speaker, repetition = map(int, match.groups())
+        if speaker != place or speaker not in range(1, 61) or (speaker, digit, repetition) in files:
+            raise InputError(f"{folder / file}: is there twice, or not of its folder's speaker, 1 to 60: remove it.")
+        files[speaker, digit, repetition] = file
+    tell(others, f"entries of {folder} are not data/SPEAKER/DIGIT_SPEAKER_REPETITION.wav, and are left out")
     return [[file, digit, speaker] for (speaker, digit, _), file in sorted(files.items())]
 
 
@@ -88,8 +92,7 @@ def list_esc50(folder):
             reader = csv.DictReader(file, restval="", strict=True)
             for entry in reader:
                 name, fold, target = entry["filename"], entry["fold"], entry["target"]
-                match = re.fullmatch(ESC50_ENTRY, f"{name} {fold} {target}")
-                if not match or match[1] in rows:
+                if not (match := re.fullmatch(ESC50_ENTRY, f"{name} {fold} {target}")) or match[1] in rows:
                     reason = "is not FOLD-CLIP-TAKE-TARGET.wav of its fold and target, or is there twice"
                     raise ValueError(f"{name!r:.80} in line {reader.line_num} {reason}")
                 rows[match[1]] = [f"audio/{name}", int(target), int(fold)]

@@ -1,7 +1,5 @@
 """The experiments: every function of this file is one, a Ray Tune search space for a number of epochs.
 
-    python main.py --name=time_frequency --max_epochs=1000
-
 Edit a value, or add a function of your own and run it by its name; config.py says what every key means. Every value of
 a tune.grid_search is tried with every one of the others; tune.uniform, tune.choice and the like draw one per trial.
 """
