@@ -111,9 +111,8 @@ def resources(wanted, cpus=None, gpus=None):
     if at_once < 1:
         told = f"{cpus:g} CPUs and {gpus:g} GPUs for a trial, but {most_cpus:g} CPUs and {most_gpus:g} GPUs at most"
         raise InputError(f"no machine has {told}: lower --cpus_per_trial or --gpus_per_trial.")
-    where = "Training on GPUs" if gpus else "Training on the CPU"
-    where = where if most_gpus else "No CUDA device: training on the CPU"
-    print(f"{where}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
+    how = "Training on GPUs" if gpus else "Training on the CPU" if most_gpus else "No CUDA device: training on the CPU"
+    print(f"{how}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
     return {"cpu": cpus, "gpu": gpus}
 
 

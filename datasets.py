@@ -144,8 +144,7 @@ def main():
     parser = argparse.ArgumentParser(description="Resample the recordings once and cache them.")
     parser.add_argument("data_dir", help="folder that holds audio_mnist/ and esc50/, or one of them")
     data_dir = parser.parse_args().data_dir
-    names = [name for name in DATASETS if find_folder(name, data_dir).exists()]
-    if not names:
+    if not (names := [name for name in DATASETS if find_folder(name, data_dir).exists()]):
         raise InputError(f"'{data_dir}' holds neither {' nor '.join(DATASETS)}: run `sh download_data.sh`.")
     for name in names:
         seconds = DATASETS[name].clip_seconds

@@ -32,11 +32,14 @@ def main():
     parser.add_argument("--data_base_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
     parser.add_argument("--output_dir", default="figures", help="folder to draw to (figures)")
     parser.add_argument("--figures", nargs="+", choices=FIGURES, help="which ones (all that can be drawn)")
-    parser.add_argument("--experiment", default="audio_mnist", help="of dmel and before_after (audio_mnist)")
+    parser.add_argument("--experiment", nargs="+", metavar="NAME", help="which to show (all; a clip of audio_mnist)")
     parser.add_argument("--clip", type=int, default=0, help="number of their clip in the test split (0)")
     args = parser.parse_args()
     experiments = read_all(Storage(args.ray_results_dir))
     experiments = {name: results for name, results in experiments.items() if results.trials["epochs"].any()}
+    if unknown := [name for name in args.experiment or () if name not in experiments]:
+        raise InputError(f"--experiment: there are no results of '{unknown[0]}', but of {', '.join(experiments)}.")
+    experiments = {name: experiments[name] for name in args.experiment or experiments}
     output = Storage(args.output_dir)
     matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
     for name in args.figures or FIGURES:
@@ -94,9 +97,9 @@ def data_example(experiments, args):
 
 def chosen_clip(experiments, args):
     """Results of --experiment, and clip number --clip of its test split, shape = (n_points,), a float32 tensor."""
-    results = experiments.get(args.experiment)
+    results = experiments.get(args.experiment[0] if args.experiment else "audio_mnist")
     if results is None or results.in_samples or not results.trials["config/trainable"].any():
-        raise InputError(f"--experiment={args.experiment}: there are no results with a window trained on recordings.")
+        raise InputError("there are no results with a window trained on recordings: name others with --experiment.")
     config = config_of(results.trials.iloc[0])
     data = datasets.load(config, datasets.recordings_of(config, args.data_base_dir))
     clips = data.clips[data.splits["test"]]

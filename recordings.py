@@ -45,8 +45,7 @@ def load_recordings(config, dataset, folder):
     if recordings is None:
         reason = f"no recordings in '{folder}', and no intact cache {cache}"
         raise InputError(f"{name}: {reason}: run `sh download_data.sh`, or name another data folder.")
-    n = len(recordings.clips)
-    if n < (dataset.n_recordings or 0):
+    if (n := len(recordings.clips)) < (dataset.n_recordings or 0):
         print(f"warning: {name}: {n} of {dataset.n_recordings} recordings are there ({folder})", file=sys.stderr)
     return recordings
 

@@ -87,12 +87,7 @@ def time_frequency(max_epochs):
 
 def audio_mnist_continuous(max_epochs):
     """Beyond the paper: does it help that the mel spectrogram does not jump where the FFT size doubles?"""
-    return {**audio_mnist(max_epochs), "trainable": True, "continuous": True}
-
-
-def audio_mnist_continuous_fixed(max_epochs):
-    """Its baseline: how much comes from another scale of the mel spectrogram alone?"""
-    return {**audio_mnist_continuous(max_epochs), "trainable": False}
+    return {**audio_mnist(max_epochs), "continuous": True}
 
 
 def audio_mnist_zero_floor(max_epochs):
@@ -103,3 +98,8 @@ def audio_mnist_zero_floor(max_epochs):
 def audio_mnist_batch_norm(max_epochs):
     """Does it where the network's own batch norm takes the level away?"""
     return {**audio_mnist(max_epochs), "model_name": "mel_bn_linear_net"}
+
+
+def esc50_bfloat16(max_epochs):
+    """How much quicker are the convolutions of a CPU that has bfloat16, and is it as accurate?"""
+    return {**esc50(max_epochs), "bf16": True}

@@ -1,5 +1,6 @@
 """produce_tables.py and produce_figures.py, on results made up so that the answers are known."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -175,6 +176,10 @@ def read(folder):
     return {name: results for name, results in summary.read_all(Storage(folder)).items() if len(results.trials)}
 
 
+def flags_of(experiment, **others):
+    return argparse.Namespace(experiment=experiment, **others)
+
+
 def test_figures_are_drawn_or_said_to_be_skipped(output, tmp_path, recordings):
     write_experiment(tmp_path)
     change_table(tmp_path, **CONFIG)
@@ -189,8 +194,8 @@ def test_figures_are_drawn_or_said_to_be_skipped(output, tmp_path, recordings):
     for clip in (-1, 2):
         with pytest.raises(InputError, match=f"--clip={clip}: the test split has clips 0 to 1"):
             output(produce_figures, *flags, recordings, "--figures", "dmel", f"--clip={clip}")
-    with pytest.raises(InputError, match="there are no results with a window trained on recordings"):
-        output(produce_figures, *flags, recordings, "--figures", "dmel", "--experiment=x")
+    with pytest.raises(InputError, match="--experiment: there are no results of 'x', but of audio_mnist"):
+        output(produce_figures, *flags, recordings, "--figures", "accuracy", "--experiment", "audio_mnist", "x")
     for split in ("{'train': [28], 'va", "{'train': x}", "{[]: 1}", "{28}", "3", "other"):
         change_table(tmp_path, split=split)
         with pytest.raises(InputError, match="config: split"):
@@ -203,7 +208,7 @@ def test_pictures_are_what_the_network_sees(tmp_path, recordings, changed):
     config = CONFIG | {"split": "{'train': [28], 'valid': [30], 'test': [12, 26]}"} | changed
     write_experiment(tmp_path, n_runs=1)
     change_table(tmp_path, **config)
-    flags = type("Flags", (), {"experiment": "audio_mnist", "data_base_dir": recordings, "clip": 3})
+    flags = flags_of(None, data_base_dir=recordings, clip=3)
     figure = produce_figures.before_after(read(tmp_path), flags)
     shown = {axis.get_title(): axis.images[0].get_array() for axis in figure.axes}
     clips = datasets.recordings_of(
@@ -219,7 +224,7 @@ def test_pictures_are_what_the_network_sees(tmp_path, recordings, changed):
     assert titles == ["waveform", "10 ms", "120 ms, trained", "300 ms"]
 
 
-def test_curves_show_the_experiments_that_have_them(tmp_path):
+def test_curves_show_the_experiments_that_have_them(output, tmp_path):
     """Means with their intervals where both halves are there, |λ| in ms of every trained run."""
     for name in ("audio_mnist", "audio_mnist_zero_floor"):
         write_experiment(tmp_path, name)
@@ -236,9 +241,12 @@ def test_curves_show_the_experiments_that_have_them(tmp_path):
     axes = produce_figures.convergence(experiments, None).axes
     assert [axis.get_title() for axis in axes] == ["audio_mnist", "audio_mnist_zero_floor"]
     assert axes[0].lines[0].get_ydata()[[0, -1]] == pytest.approx([10, 120])
-    del experiments["audio_mnist"]
-    with pytest.raises(InputError, match="there are no results"):
-        produce_figures.accuracy(experiments, None)
+    flags = ["--output_dir", tmp_path / "figures", "--figures", "accuracy", "--experiment"]
+    assert output(produce_figures, *flags, "audio_mnist_zero_floor", "audio_mnist").startswith("accuracy: ")
+    with pytest.raises(InputError, match=r"^there are no results\.$"):
+        output(produce_figures, *flags, "audio_mnist_zero_floor")
+    with pytest.raises(InputError, match="there are no results with a window trained on recordings"):
+        produce_figures.dmel({"audio_mnist": experiments["audio_mnist"]._replace(in_samples=True)}, flags_of(None))
 
 
 def test_cost_model_of_the_paper():
