@@ -30,7 +30,6 @@ from config import InputError, first_line, trial_key
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 MAX_ROWS = 40  # of a table on the console; of more trials it shows those that run or failed
 PARAMETERS = ("init_lambd", "trainable", "seed")
-METRICS = ("loss", "valid_loss", "valid_acc", "lambd_est")
 STATES = {"RUNNING": "runs", "TERMINATED": "finished", "ERROR": "failed"}
 OPTIONS = {"log_to_driver": False, "logging_level": "error"}
 LONGEST_PLACE = 20  # characters before a cluster's folder: Ray adds some 80 for a Unix socket, which may have 107
@@ -170,7 +169,7 @@ class Console(tune.Callback):
         table = pd.DataFrame([trial.config["config"] | trial.last_result for trial in trials])
         table["trial"] = [STATES.get(trial.status, "waiting") for trial in trials]
         table = table.rename(columns={"training_iteration": "epoch"})
-        table = table.reindex(columns=[*PARAMETERS, "trial", "epoch", *METRICS])
+        table = table.reindex(columns=[*PARAMETERS, "trial", "epoch", "loss", "valid_loss", "valid_acc", "lambd_est"])
         self.bar.write(table.to_string(index=False, na_rep="", float_format="%.4g", max_rows=MAX_ROWS) + "\n")
 
     def on_trial_error(self, iteration, trials, trial, **info):

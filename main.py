@@ -44,8 +44,7 @@ def main():
     space = read_search_space(args.name, args.max_epochs)
     experiment = Experiment(args.ray_root_dir, args.name)
     with experiment.alone():
-        plan = None if args.restart else experiment.read_plan()
-        plan = plan or Plan(search_space=describe(space), batches=[], trials={})
+        plan = (None if args.restart else experiment.read_plan()) or Plan(search_space=describe(space))
         done = {key for key, _ in experiment.finished_trials(plan)}
         extend(plan, space, args, experiment.address)
         if len(done) < len(plan.trials):
@@ -56,14 +55,12 @@ def main():
 def extend(plan, space, args, address):
     """Adds the runs that the plan of the experiment at an address lacks; nothing is written."""
     here, there = describe(space), plan.search_space
-    keys = [key for key in sorted(here | there) if here.get(key) != there.get(key)]
-    if keys:
+    if keys := [key for key in sorted(here | there) if here.get(key) != there.get(key)]:
         told = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys)
         raise InputError(f"{address} holds another experiment ({told}): --restart moves it aside, or change --name.")
     planned = {config["seed"] for config in plan.trials.values()}
     seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
-    added = {trial_key(config): config for seed in seeds for config in draw(space, seed)}
-    if added:
+    if added := {trial_key(config): config for seed in seeds for config in draw(space, seed)}:
         import train  # here, as --help and finished experiments do without
 
         for config in added.values():

@@ -116,6 +116,7 @@ MODELS = {  # model_name: (front end, head, loss of logits and labels)
     "mlp_net": (power_spectrogram, mlp, F.cross_entropy),
     "conv_net": (power_spectrogram, convolution, F.cross_entropy),
     "mel_linear_net": (log_mel, partial(linear, dropout=True), F.cross_entropy),
+    "mel_plain_linear_net": (log_mel, linear, F.cross_entropy),
     "mel_bn_linear_net": (log_mel, partial(linear, normalize=True, dropout=True), F.cross_entropy),
     "mel_mlp_net": (log_mel, partial(mlp, hidden=32, dropout=True), F.cross_entropy),
     "mel_conv_net": (log_mel, convolution, F.cross_entropy),

@@ -35,8 +35,7 @@ def main():
         recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_base_dir)
         plan.keep_to(recordings, name, args.data_base_dir)
         for key, state in tqdm(experiment.finished_trials(plan), f"testing {name}", len(plan.trials), unit="trial"):
-            accuracy = accuracy_of(state, recordings)
-            if accuracy is None:
+            if (accuracy := accuracy_of(state, recordings)) is None:
                 print(f"warning: {name}/trials/{key}.pt holds no network of its config: left out", file=sys.stderr)
                 continue
             for row in state["history"]:
