@@ -99,8 +99,7 @@ def train_trials(experiment, plan, done, args):
     last_rows = [state["history"][-1] for _, state in experiment.finished_trials(plan)]
     if any(row["lacked_memory"] for row in last_rows):
         print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
-    missing = len(plan.trials) - len(last_rows)
-    if missing and not errors:
+    if (missing := len(plan.trials) - len(last_rows)) and not errors:
         raise InputError("interrupted: the same command continues.")
     if missing:
         print(f"main.py: {missing} trials of {args.name} failed: {'; '.join(sorted(set(errors)))}", file=sys.stderr)

@@ -142,8 +142,7 @@ def pictures(config, clips, rows, height):
             extent = (0, len(clip) / rate, 0, layer.n_mels if is_mel else rate / 2)
             axis.imshow(features, extent=extent, vmin=features.max() - LOG_RANGE if is_mel and layer.log else None)
     setp(axes[-1], xlabel="time, s" if is_recording else "time, samples")
-    n_labelled = 2 if rows[0][0][1] is None else 1
-    setp(axes[:, n_labelled:], ylabel="", yticklabels=[])  # which have the scale of the panel to the left
+    setp(axes[:, 1 + (rows[0][0][1] is None) :], ylabel="", yticklabels=[])  # which have the scale of their left
     return figure, axes
 
 
@@ -152,7 +151,8 @@ def curves(shown, height, axis_name, kind=""):
     if not shown:
         raise InputError("there are no results.")
     figure = Figure(figsize=(max(WIDTH * len(shown) / 3, 3.6), height))
-    [axes] = figure.subplots(1, len(shown), squeeze=False)
+    one_unit = len({results.in_samples for results in shown}) == 1
+    [axes] = figure.subplots(1, len(shown), squeeze=False, sharey=axis_name == "y" and one_unit)
     for axis, results in zip(axes, shown, strict=True):
         windows, unit = results.trials["init_window"].unique(), "λ, samples" if results.in_samples else "window 6λ, ms"
         about = {"label": kind + unit, "scale": "log", "ticks": windows, "ticklabels": [f"{w:.3g}" for w in windows]}

@@ -179,7 +179,7 @@ def provenance():
     commit = subprocess.run([git, *describe], capture_output=True, text=True).stdout.strip() if git else ""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": commit or "not a git checkout",
         "scripts": scripts(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},

@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 from config import InputError, first_line
 from results import EPOCHS, RECORD, TABLE
 
+WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 COLUMNS = {  # of NAME.csv, and the limits of their numbers
@@ -142,7 +143,7 @@ def parse_trials(content):
         raise ValueError(f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already")
     trials = trials.sort_values(["config/init_lambd", "config/seed"])
     in_samples = "config/resample_rate" not in trials
-    unit = 1.0 if in_samples else 6000 / trials["config/resample_rate"].iloc[0]  # ms: a window is 6λ long
+    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]
     lambds = trials["config/init_lambd"]
     cell = (lambds.diff() > 1e-6 * lambds).cumsum()
     windows = unit * lambds.groupby(cell).transform("first")

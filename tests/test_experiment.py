@@ -120,7 +120,8 @@ def test_runs_are_added_and_nothing_of_a_results_folder_runs(project):
     batches = json.loads((folder / "experiment.json").read_text())["batches"]
     assert [batch["seeds"] for batch in batches] == [[0], [1]]
     for batch in batches:
-        assert "main.py --name=tiny" in batch["command"] and batch["versions"]["torch"].startswith("2.11.0")
+        assert batch["command"].startswith("python main.py --name=tiny")
+        assert batch["versions"]["torch"].startswith("2.11.0")
         assert batch["hardware"]["cpu_cores"] == os.cpu_count() and batch["git_commit"] and batch["n_trials"] == 4
 
 
