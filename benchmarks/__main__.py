@@ -2,6 +2,7 @@
 
     python -m benchmarks                                                  # layer, memory, epoch: about a minute
     python -m benchmarks scaling jumps                                    # the layer as the work grows, and λ
+    python -m benchmarks levels --data_dir=data                           # of the log-Mel as λ grows
     python -m benchmarks epoch --experiments audio_mnist esc50 --data_dir=data
     python -m benchmarks operators                                        # of a training step: the same everywhere
     python -m benchmarks prepare --clips 30000                            # recordings for training

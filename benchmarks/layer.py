@@ -7,8 +7,10 @@ import psutil
 import torch
 import torchaudio
 
+import datasets
 from benchmarks.clip_by_clip import ClipByClip
-from benchmarks.measure import forward_backward, fresh_process, medians
+from benchmarks.measure import forward_backward, fresh_process, medians, recordings_of
+from config import read_search_space
 from datasets import SAMPLE_RATE
 from dmel import CPU_BLOCK, DMEL, WINDOW_SIGMAS
 
@@ -131,4 +133,17 @@ def jumps(args):
             }
 
 
-SECTIONS = (layer, memory, scaling, jumps)
+@torch.no_grad()
+def levels(args):
+    """Root mean square of the log-Mel of audio_mnist's training clips; dropout of 0.2 makes noise of half of it"""
+    space = read_search_space("audio_mnist", 1)
+    data = datasets.load(space, recordings_of(space, args))
+    clips = data.clips[data.splits["train"]]
+    for seconds in (0.010, 0.020, 0.035, 0.070, 0.150, 0.300, 0.500):
+        init_lambd = SAMPLE_RATE * seconds / WINDOW_SIGMAS
+        ways = [DMEL(**SETTINGS, init_lambd=init_lambd, zero_floor=zero_floor) for zero_floor in (False, True)]
+        default, from_zero = (f"{way(clips).square().mean().sqrt():.2f}" for way in ways)
+        yield {"window": f"{1000 * seconds:.0f} ms", "default": default, "zero_floor": from_zero}
+
+
+SECTIONS = (layer, memory, scaling, jumps, levels)

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.clip_by_clip import ClipByClip
+from benchmarks.layer import levels
 from benchmarks.measure import forward_backward
 from benchmarks.training import count_operators
 from dmel import DMEL, DifferentiableSpectrogram
+from recordings import Recordings
 
 MEL = DMEL(sample_rate=8000, n_mels=64, hop_length=80, init_lambd=46.7)
 
@@ -32,6 +35,13 @@ def test_operators_are_counted():
     assert counts == count_operators(forward_backward(MEL, few)) == count_operators(forward_backward(MEL, many))
     few, many = (count_operators(forward_backward(ClipByClip(MEL), clips)) for clips in (few, many))
     assert many.total() > 4 * few.total()
+
+
+def test_level_of_silence(monkeypatch):
+    """The floor, ln(1e-10), or 0; one speaker for each part of the split."""
+    silence = Recordings(np.zeros((3, 8000), np.float32), np.zeros(3, np.int64), np.array([1, 12, 26]))
+    monkeypatch.setattr("benchmarks.layer.recordings_of", lambda space, args: silence)
+    assert {(row["default"], row["zero_floor"]) for row in levels(None)} == {("23.03", "0.00")}
 
 
 @pytest.mark.slow
