@@ -59,8 +59,7 @@ def connected(address=None):
 
 def start(stack):
     """A cluster of which others on this machine have neither the token nor the folder, which goes with the stack."""
-    place = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="dmel-", dir=place if len(place) <= LONGEST_PLACE else "/tmp")
+    folder = tempfile.mkdtemp(prefix="dmel-", dir=None if len(tempfile.gettempdir()) <= LONGEST_PLACE else "/tmp")
     guard = ["sh", "-c", CLEAN_UP, "sh", folder]
     stack.enter_context(subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True))
     os.environ.update(MEMORY | os.environ)  # trials inherit it

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -187,3 +188,10 @@ def test_the_originals_way_of_writing_a_search_space(tmp_path, monkeypatch):
     assert len(configs) == 6 and {config["max_epochs"] for config in configs} == {7}
     for config in configs:
         train.check(config)
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_scripts_let_waiting_threads_sleep_unless_told_otherwise(monkeypatch, given):
+    monkeypatch.setattr(os, "environ", environment := dict(given))
+    run(lambda: None)
+    assert environment == {"OMP_WAIT_POLICY": "PASSIVE"} | given
