@@ -157,7 +157,7 @@ def curves(shown, height, axis_name, kind=""):
         windows, unit = results.trials["init_window"].unique(), "λ, samples" if results.in_samples else "window 6λ, ms"
         about = {"label": kind + unit, "scale": "log", "ticks": windows, "ticklabels": [f"{w:.3g}" for w in windows]}
         n_epochs = results.trials["epochs"]
-        epochs = f", {n_epochs.max():.0f} epochs" if (n_epochs >= results.trials["config/max_epochs"]).all() else ""
+        epochs = f"\n{n_epochs.max():.0f} epochs" if (n_epochs >= results.trials["config/max_epochs"]).all() else ""
         axis.set(title=results.name + epochs, **{axis_name + key: value for key, value in about.items()})
         axis.minorticks_off()
     return figure, axes
