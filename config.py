@@ -22,7 +22,7 @@ class InputError(ValueError):
 def run(main):
     """Runs a script; what the user can mend, and an interruption, end it with one sentence and an exit code not 0."""
     script = Path(sys.argv[0]).name
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where cores are busy, threads that spin take 16 times as long
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # beside busy cores threads that spin longer take 10 times as long
     try:
         main()
     except KeyboardInterrupt:

@@ -190,8 +190,8 @@ def test_the_originals_way_of_writing_a_search_space(tmp_path, monkeypatch):
         train.check(config)
 
 
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
-def test_scripts_let_waiting_threads_sleep_unless_told_otherwise(monkeypatch, given):
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "0"}])
+def test_scripts_let_waiting_threads_sleep_soon_unless_told_otherwise(monkeypatch, given):
     monkeypatch.setattr(os, "environ", environment := dict(given))
     run(lambda: None)
-    assert environment == {"OMP_WAIT_POLICY": "PASSIVE"} | given
+    assert environment == {"GOMP_SPINCOUNT": "1000"} | given
