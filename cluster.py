@@ -90,9 +90,8 @@ def check_nodes(experiment, plan):
     for node in ray.nodes():
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         if node["Alive"] and not ray.get(sees_plan.options(scheduling_strategy=place).remote()):
-            remedy = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
-            plan_there = f"{experiment.address}/experiment.json"
-            raise InputError(f"{node['NodeManagerHostname']} does not see {plan_there}: {remedy}.")
+            how = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
+            raise InputError(f"{node['NodeManagerHostname']} does not see {experiment.address}/experiment.json: {how}.")
 
 
 def resources(wanted, cpus=None, gpus=None):

@@ -44,7 +44,8 @@ def main():
     space = read_search_space(args.name, args.max_epochs)
     experiment = Experiment(args.ray_root_dir, args.name)
     with experiment.alone():
-        plan = (None if args.restart else experiment.read_plan()) or Plan(search_space=describe(space))
+        plan = None if args.restart else experiment.read_plan()
+        plan = plan or Plan(search_space=describe(space), batches=[], trials={})
         done = {key for key, _ in experiment.finished_trials(plan)}
         extend(plan, space, args, experiment.address)
         if len(done) < len(plan.trials):

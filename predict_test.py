@@ -38,10 +38,10 @@ def main():
             if (accuracy := accuracy_of(state, recordings)) is None:
                 print(f"warning: {name}/trials/{key}.pt holds no network of its config: left out", file=sys.stderr)
                 continue
-            for row in state["history"]:
-                epoch = {"trial": len(rows), "epoch": row["training_iteration"], "lambd": row["lambd_est"]}
-                epochs.append({**epoch, "seconds": row["time_this_iter_s"]})
-            row = {**state["history"][-1], "time_total_s": sum(row["time_this_iter_s"] for row in state["history"])}
+            for report in (history := state["history"]):
+                epoch = {"trial": len(rows), "epoch": report["training_iteration"], "lambd": report["lambd_est"]}
+                epochs.append({**epoch, "seconds": report["time_this_iter_s"]})
+            row = {**history[-1], "time_total_s": sum(report["time_this_iter_s"] for report in history)}
             row |= {"trial_id": key, "logdir": state["logdir"], "scripts": "+".join(state["scripts"])}
             row |= {f"config/{name}": value for name, value in state["config"].items()}
             rows.append({**row, "test_accuracy": accuracy})

@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--data_base_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
     parser.add_argument("--output_dir", default="figures", help="folder to draw to (figures)")
     parser.add_argument("--figures", nargs="+", choices=FIGURES, help="which ones (all that can be drawn)")
-    parser.add_argument("--experiment", nargs="+", metavar="NAME", help="which to show (all; a clip of audio_mnist)")
+    parser.add_argument("--experiment", nargs="+", metavar="NAME", help="which to show (all; a clip: audio_mnist)")
     parser.add_argument("--clip", type=int, default=0, help="number of their clip in the test split (0)")
     args = parser.parse_args()
     experiments = read_all(Storage(args.ray_results_dir))
@@ -99,7 +99,7 @@ def chosen_clip(experiments, args):
     """Results of --experiment, and clip number --clip of its test split, shape = (n_points,), a float32 tensor."""
     results = experiments.get(args.experiment[0] if args.experiment else "audio_mnist")
     if results is None or results.in_samples or not results.trials["config/trainable"].any():
-        raise InputError("there are no results with a window trained on recordings: name others with --experiment.")
+        raise InputError("audio_mnist, or the first --experiment, has no results with a window trained on recordings.")
     config = config_of(results.trials.iloc[0])
     data = datasets.load(config, datasets.recordings_of(config, args.data_base_dir))
     clips = data.clips[data.splits["test"]]

@@ -69,8 +69,8 @@ class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
     version: Literal[1] = 1
     search_space: dict[str, Any]  # see config.describe
     data: dict[str, int | str] | None = None  # of recordings: clips, their number, and identity, see recordings.py
-    batches: list[dict[str, Any]] = []  # seeds, n_trials and provenance() of each start that added trials
-    trials: dict[str, dict[str, Any]] = {}  # config by key
+    batches: list[dict[str, Any]]  # seeds, n_trials and provenance() of each start that added trials
+    trials: dict[str, dict[str, Any]]  # config by key
     checksum: str = ""  # of all else
 
     def checksum_now(self):

@@ -52,8 +52,8 @@ def ffts_of(block, n_blocks):
         torch.fft.rfft(block)
 
 
-def make_layer(seconds, device):
-    return DMEL(**SETTINGS, init_lambd=SAMPLE_RATE * seconds / WINDOW_SIGMAS).to(device)
+def make_layer(seconds, device, **options):
+    return DMEL(**SETTINGS, init_lambd=SAMPLE_RATE * seconds / WINDOW_SIGMAS, **options).to(device)
 
 
 def memory(args):
@@ -140,8 +140,7 @@ def levels(args):
     data = datasets.load(space, recordings_of(space, args))
     clips = data.clips[data.splits["train"]]
     for seconds in (0.010, 0.020, 0.035, 0.070, 0.150, 0.300, 0.500):
-        init_lambd = SAMPLE_RATE * seconds / WINDOW_SIGMAS
-        ways = [DMEL(**SETTINGS, init_lambd=init_lambd, zero_floor=zero_floor) for zero_floor in (False, True)]
+        ways = [make_layer(seconds, "cpu", zero_floor=zero_floor) for zero_floor in (False, True)]
         default, from_zero = (f"{way(clips).square().mean().sqrt():.2f}" for way in ways)
         yield {"window": f"{1000 * seconds:.0f} ms", "default": default, "zero_floor": from_zero}
 

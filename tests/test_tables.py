@@ -245,7 +245,7 @@ def test_curves_show_the_experiments_that_have_them(output, tmp_path):
     assert output(produce_figures, *flags, "audio_mnist_zero_floor", "audio_mnist").startswith("accuracy: ")
     with pytest.raises(InputError, match=r"^there are no results\.$"):
         output(produce_figures, *flags, "audio_mnist_zero_floor")
-    with pytest.raises(InputError, match="there are no results with a window trained on recordings"):
+    with pytest.raises(InputError, match="audio_mnist, or the first --experiment, has no results with a window"):
         produce_figures.dmel({"audio_mnist": experiments["audio_mnist"]._replace(in_samples=True)}, flags_of(None))
 
 
