@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,11 @@ SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golde
 
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
+
+
+def pytest_configure():
+    """What a shell starts in its background ignores Ctrl-C, and so would the scripts that are tested."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
