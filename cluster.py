@@ -143,30 +143,30 @@ class Console(tune.Callback):
     """A table of the trials when one starts or ends, not more often than asked, and a line that renews itself."""
 
     def __init__(self, name, n_trials, seconds):
-        self.name, self.seconds, self.due, self.states = name, seconds, 0, None
+        self.name, self.seconds, self.due, self.states, self.shown = name, seconds, 0, {}, None
         self.reasons = []  # what failed trials say last
         line = "{desc} [{elapsed}, {remaining} left]"
         self.bar = tqdm(total=n_trials, bar_format=line, disable=None, leave=False, mininterval=0.5)
 
     def on_step_end(self, iteration, trials, **info):
-        states = [trial.status for trial in trials]
-        epochs = [trial.last_result.get("training_iteration", 0) for trial in trials]
+        self.states = {trial: trial.status for trial in trials}  # an interruption lets Ray call them all terminated
+        states, epochs = [*self.states.values()], [trial.last_result.get("training_iteration", 0) for trial in trials]
         ended = [n for n, trial in zip(epochs, trials, strict=True) if trial.is_finished()]
         usual = statistics.mean(ended or [trial.config["config"]["max_epochs"] for trial in trials] or [1])
         running = (min(n / usual, 0.95) for n, state in zip(epochs, states, strict=True) if state == "RUNNING")
         told = f"{states.count('TERMINATED')} of {self.bar.total} trials finished, {sum(epochs)} epochs"
         self.bar.set_description_str(f"{self.name}: {told}", refresh=False)
         self.bar.update(len(ended) + sum(running) - self.bar.n)
-        if "RUNNING" in states and states != self.states and time.monotonic() >= self.due:
-            self.states, self.due = states, time.monotonic() + self.seconds
+        if "RUNNING" in states and states != self.shown and time.monotonic() >= self.due:
+            self.shown, self.due = states, time.monotonic() + self.seconds
             self.show(trials)
 
     def show(self, trials):
         if len(trials) > MAX_ROWS:
-            trials = [trial for trial in trials if trial.status in ("RUNNING", "ERROR")] or trials
-        table = pd.DataFrame([trial.config["config"] | trial.last_result for trial in trials])
-        table["trial"] = [STATES.get(trial.status, "waiting") for trial in trials]
-        table = table.rename(columns={"training_iteration": "epoch"})
+            trials = [trial for trial in trials if self.states.get(trial) in ("RUNNING", "ERROR")] or trials
+        rows = [trial.config["config"] | trial.last_result for trial in trials]
+        table = pd.DataFrame(rows).rename(columns={"training_iteration": "epoch"})
+        table["trial"] = [STATES.get(self.states.get(trial), "waiting") for trial in trials]
         table = table.reindex(columns=[*PARAMETERS, "trial", "epoch", "loss", "valid_loss", "valid_acc", "lambd_est"])
         self.bar.write(table.to_string(index=False, na_rep="", float_format="%.4g", max_rows=MAX_ROWS) + "\n")
 

@@ -49,10 +49,11 @@ def disturb(what, process, family, folder, disk):
         process.send_signal(what)
 
 
+INTERRUPTED = "main.py: interrupted: the same command continues."
 ENDS = {  # how the output ends, where main.py itself can say so
-    signal.SIGINT: "main.py: interrupted: the same command continues.",
-    signal.SIGTERM: "main.py: interrupted: the same command continues.",
-    signal.SIGHUP: "main.py: interrupted: the same command continues.",
+    signal.SIGINT: INTERRUPTED,
+    signal.SIGTERM: INTERRUPTED,
+    signal.SIGHUP: INTERRUPTED,
     signal.SIGKILL: "",
     "gcs_server": "main.py: a process of Ray ended",
     "power cut": "",
@@ -75,6 +76,9 @@ def test_whatever_happens_costs_no_epoch_that_is_written(disk, tmp_path_factory)
         assert process.returncode != 0 and output.strip().splitlines()[-1].startswith(end), output
         assert ("No space left on device" in output) == (what == "full disk")
         assert "Traceback" not in output or what in ("full disk", "gcs_server")
+        if end == INTERRUPTED:  # the table before it tells no trial finished that is not
+            finished = sum(state["finished"] for state in run.states().values())
+            assert " init_lambd " in (table := output.split("\n\n")[-2]) and table.count(" finished ") <= finished
         assert not psutil.wait_procs(family, timeout=15)[1], what  # nothing goes on writing
         assert not folder.exists() and written <= run.n_reported() < 4 * EPOCHS  # some work was left to do
         (disk / "filler").unlink(missing_ok=True)
