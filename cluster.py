@@ -78,8 +78,7 @@ def start(stack):
 def join(address):
     """The cluster at an address; trials get the scripts, as they are now, wherever they run."""
     if ":" in address:  # Ray would try for minutes
-        host, port = address.rsplit(":", 1)
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection(address.rsplit(":", 1), timeout=10).close()
     scripts = {"working_dir": str(Path(__file__).parent), "excludes": ["/*", "!/.", "!/*.py"]}
     ray.init(address=address, runtime_env={**scripts, "env_vars": MEMORY}, **OPTIONS)
 

@@ -82,8 +82,7 @@ def train_trials(experiment, plan, done, args):
     for config in plan.trials.values() if recordings else ():  # raises where a part is empty
         datasets.load(config, recordings)
     now = scripts()
-    edited = {name for batch in plan.batches for name, old in batch["scripts"].items() if now.get(name) != old}
-    if edited:
+    if edited := {name for batch in plan.batches for name, old in batch["scripts"].items() if now.get(name) != old}:
         told = f"edited since this experiment began: {', '.join(sorted(edited))}; its table tells the trials apart"
         print(f"warning: {told}", file=sys.stderr)
     if args.restart and (aside := experiment.move_aside()):

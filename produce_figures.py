@@ -110,11 +110,10 @@ def chosen_clip(experiments, args):
 
 def config_of(trial):
     """The config of a trial, a row of the table; what the table leaves empty is left out."""
-    columns = trial.filter(like="config/").dropna()
-    config = {column.removeprefix("config/"): value for column, value in columns.items()} | {"pretrained": False}
+    config = {key.removeprefix("config/"): value for key, value in trial.filter(like="config/").dropna().items()}
     with contextlib.suppress(KeyError, TypeError, ValueError, SyntaxError):  # no split, or a name: check knows them
         config["split"] = ast.literal_eval(config["split"])
-    config = complete(config)
+    config = complete(config | {"pretrained": False})
     datasets.check(config)
     return config
 

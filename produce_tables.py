@@ -46,9 +46,9 @@ def main():
             rows += print_tables(results)
         else:
             print(f"% {name}: no results yet\n")
-    for first, second in args.compare:
-        table = markdown_table(COMPARED, comparison(tested[first], tested[second]))
-        print(f"{second} − {first} (95 % interval):\n\n{table}\n")
+    for first, second in ([tested[name] for name in names] for names in args.compare):
+        table, note = markdown_table(COMPARED, comparison(first, second)), versions_note(first, second)
+        print(f"{second.name} − {first.name} (95 % interval):\n{note}\n{table}\n")
     if verdicts := [(name, *claim) for name, results in tested.items() for claim in claims(results)]:
         print(f"Claims of the paper:\n\n{markdown_table(CLAIMED, verdicts)}\n")
     if args.csv:
@@ -91,9 +91,14 @@ def print_notes(results):
     for column in trials.filter(like="config/").columns.drop(["config/init_lambd", "config/seed"]):
         if (trials.groupby([*CELL, "method"])[column].nunique() > 1).any():
             print(f"% averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}")
-    versions = sorted(set(trials.get("scripts", pd.Series(dtype=str)).dropna().astype(str)))
-    if len(versions) > 1 or "+" in "".join(versions):
-        print(f"% trained by several versions of the scripts: {', '.join(versions)}")
+    print(versions_note(results), end="")
+
+
+def versions_note(*several):
+    """A line on the versions of the scripts that Results were trained by, nothing where it was one."""
+    versions = sorted({str(name) for results in several for name in results.trials.get("scripts", ["unknown"])})
+    noted = len(versions) > 1 or "+" in "".join(versions)
+    return f"% trained by several versions of the scripts: {', '.join(versions)}\n" if noted else ""
 
 
 def comparison(first, second):

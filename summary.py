@@ -112,9 +112,7 @@ def read_all(storage):
 
 def read_results(storage, name):
     """The Results of one experiment; raises InputError where a file of it is not as it was written."""
-    n_started = read(
-        storage, RECORD.format(name), lambda plan: sum(batch["n_trials"] for batch in json.loads(plan)["batches"]), 0
-    )
+    n_started = read(storage, RECORD.format(name), lambda c: sum(b["n_trials"] for b in json.loads(c)["batches"]), 0)
     trials = read(storage, TABLE.format(name), parse_trials)
     if trials is None:
         return Results(name, n_started)

@@ -93,6 +93,10 @@ def test_tables_keep_an_order_and_say_what_they_average_over(output, tmp_path):
     assert re.findall(r"% (\S+): ", tables) == ["esc50", "audio_mnist", "time_frequency", "audio_mnist_run2", "other"]
     assert re.findall(r"averaged over .*", tables) == ["averaged over lr_model: [0.1, 0.2]"]
     assert re.findall(r"several versions of the scripts: (.*)", tables) == ["a1+b2", "a1, b2"]
+    pairs = (["audio_mnist_run2", "audio_mnist_run2"], ["audio_mnist_run2", "other"], ["other", "time_frequency"])
+    tables = output(produce_tables, *(word for pair in pairs for word in ("--compare", *pair)))
+    notes = [re.findall("several versions.*: (.*)", part) for part in tables.split("(95 % interval):\n")[1:]]
+    assert notes == [[], ["a1, b2"], ["a1, b2, unknown"]]
     rows = [
         rf"{model} & 5.0 & 5.0 & baseline & ${accuracy}$ \\"
         for model, accuracy in (("LinearNet", 70.0), ("mlp_net", 50.0))
