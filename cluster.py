@@ -20,6 +20,7 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 import pandas as pd
 import psutil
 import ray
+import torch
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
@@ -64,7 +65,8 @@ def start(stack):
     stack.enter_context(subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True))
     os.environ.update(MEMORY | os.environ)  # trials inherit it
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(address="local", include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
+    n_gpus = None if torch.cuda.is_available() else 0  # with an old driver Ray counts GPUs that torch cannot use
+    ray.init(address="local", num_gpus=n_gpus, include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
 
     def tell(head):  # Ray itself takes a minute and many lines
         if ray.is_initialized():  # not ended by ray.shutdown
@@ -98,8 +100,7 @@ def resources(wanted, cpus=None, gpus=None):
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     machines = [(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes]
     most_cpus, most_gpus = map(max, zip(*machines, strict=True))
-    if gpus is None:
-        gpus = wanted["gpu"] if most_gpus else 0
+    gpus = gpus if gpus is not None else wanted["gpu"] if most_gpus else 0
     if cpus is None:  # as many trials as share the GPUs of a machine share its CPUs
         shares = [max(1, int(n_cpus * gpus / n_gpus)) for n_cpus, n_gpus in machines if n_gpus]
         cpus = min([wanted["cpu"], *shares]) if gpus else 1
@@ -133,8 +134,7 @@ def fit(trial, configs, experiment, args):
     try:
         tuner.fit()
     except Exception as error:  # of many kinds: a full disk, a cluster that is gone
-        if not console.reasons:
-            raise InputError(f"Ray ended ({first_line(error)}): mend that, and the same command continues.") from None
+        raise InputError(f"Ray ended ({first_line(error)}): mend that, and the same command continues.") from None
     return console.reasons
 
 

@@ -151,8 +151,7 @@ def read_search_space(name, max_epochs):
     import search_spaces
 
     own = [key for key, value in vars(search_spaces).items() if getattr(value, "__module__", "") == "search_spaces"]
-    chosen = max((key for key in own if key in name), key=len, default=None)
-    if chosen is None:
+    if (chosen := max((key for key in own if key in name), key=len, default=None)) is None:
         raise InputError(f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(own)}.")
     space = plain(getattr(search_spaces, chosen)(max_epochs))
     if not isinstance(space, dict):
@@ -165,7 +164,7 @@ def draw(space, seed):
     from ray.tune.search.variant_generator import generate_variants
 
     for key in ("dataset_name", "resample_rate", "n_points"):
-        if not isinstance(space.get(key) or 0, (str, int)):
+        if not isinstance(space.get(key) or 0, (str, int, float)):
             raise InputError(f"config: {key} must be one value: a search space works on one set of clips.")
     if {"grid_search": []} in space.values():
         raise InputError("config: a grid_search of the search space is empty.")

@@ -59,7 +59,9 @@ status=0
 sh "$here/run_experiments.sh" || status=$?
 case $status in 0 | 3) ;; *) exit "$status" ;; esac
 echo "== Test predictions"
-sh "$here/run_test_predictions.sh"
+tested=0
+sh "$here/run_test_predictions.sh" || tested=$?
+case $tested in 0 | 1) ;; *) exit "$tested" ;; esac
 echo "== Tables"
 "$PYTHON" "$here/produce_tables.py" --ray_results_dir="$RAY_RESULTS_DIR" --csv="$RAY_RESULTS_DIR/tables.csv" \
     >"$RAY_RESULTS_DIR/tables.txt.tmp"
@@ -73,10 +75,12 @@ echo "$RAY_RESULTS_DIR/tables.txt"
 echo "$RAY_RESULTS_DIR/tables.csv"
 echo "$RAY_RESULTS_DIR/figures"
 for name in $EXPERIMENTS; do
-    echo "$RAY_RESULTS_DIR/$name/$name.csv"
-    echo "$RAY_RESULTS_DIR/$name/experiment.json"
+    for file in "$RAY_RESULTS_DIR/$name/$name.csv" "$RAY_RESULTS_DIR/$name/experiment.json"; do
+        [ ! -e "$file" ] || echo "$file"
+    done
 done
 if [ "$status" = 3 ]; then
     echo "doit.sh: some trials failed, see above; run it again to try them once more." >&2
     exit 3
 fi
+exit "$tested"

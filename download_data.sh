@@ -94,6 +94,9 @@ for name in $missing; do
     url=$(url_of "$name")
     target=$DATA_DIR/$name
     is_there "$target" && continue # named twice
+    for left in "$DATA_DIR/.$name".??????; do
+        ! is_there "$left" || echo "$left was left by a download that was killed, if none runs now: remove it" >&2
+    done
     reason=$(mktemp -d "$DATA_DIR/.$name.XXXXXX" 2>&1) || refuse "cannot write to $DATA_DIR ($reason): set DATA_DIR"
     temporary=$reason
     copy=$temporary/$name

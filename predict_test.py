@@ -28,8 +28,7 @@ def main():
     args = parser.parse_args()
     name, rows, epochs = args.dataset_name, [], []
     experiment = Experiment(args.ray_results_dir, name)
-    plan = experiment.read_plan()
-    if plan is None:
+    if (plan := experiment.read_plan()) is None:
         raise InputError(f"no experiment in {experiment.address}: train it with main.py --name={name}.")
     with experiment.alone():
         recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_base_dir)
@@ -65,7 +64,7 @@ def reduced(plan):
     """What is kept of a plan: search space, data, and batches, without the words of commands that name folders."""
     kept = plan.model_dump(include={"search_space", "data", "batches"})
     for batch in kept["batches"]:
-        words, folders = shlex.split(batch["command"]), ("--ray_root_dir", "--data_dir")
+        words, folders = shlex.split(batch["command"].replace("_dir ", "_dir=")), ("--ray_root_dir", "--data_dir")
         batch["command"] = shlex.join(word for word in words if "/" not in word and not word.startswith(folders))
     return kept
 

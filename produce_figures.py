@@ -35,8 +35,7 @@ def main():
     parser.add_argument("--experiment", nargs="+", metavar="NAME", help="which to show (all; a clip: audio_mnist)")
     parser.add_argument("--clip", type=int, default=0, help="number of their clip in the test split (0)")
     args = parser.parse_args()
-    experiments = read_all(Storage(args.ray_results_dir))
-    experiments = {name: results for name, results in experiments.items() if results.trials["epochs"].any()}
+    experiments = {name: r for name, r in read_all(Storage(args.ray_results_dir)).items() if r.trials["epochs"].any()}
     if unknown := [name for name in args.experiment or () if name not in experiments]:
         raise InputError(f"--experiment: there are no results of '{unknown[0]}', but of {', '.join(experiments)}.")
     experiments = {name: experiments[name] for name in args.experiment or experiments}
@@ -82,8 +81,7 @@ def before_after(experiments, args):
 
 def data_example(experiments, args):
     """The three classes of time_frequency, and what the network sees of them at λ = 0.2, 1 and 5 sigma_ref."""
-    trials = [results.trials for results in experiments.values() if "config/sigma_ref" in results.trials]
-    if not trials:
+    if not (trials := [results.trials for results in experiments.values() if "config/sigma_ref" in results.trials]):
         raise InputError("there are no results of time_frequency.")
     config = config_of(trials[0].iloc[0]) | {"seed": 1, "noise_std": 0.1}
     data, sigma = datasets.load(config), config["sigma_ref"]

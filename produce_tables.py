@@ -89,8 +89,9 @@ def print_notes(results):
         limits = " or ".join(map(str, sorted(trials["config/max_epochs"].unique())))
         print(f"% {n_cut} of {n} trials ended at max_epochs = {limits}, before patience ran out")
     for column in trials.filter(like="config/").columns.drop(["config/init_lambd", "config/seed"]):
-        if (trials.groupby([*CELL, "method"])[column].nunique() > 1).any():
-            print(f"% averaged over {column.removeprefix('config/')}: {sorted(trials[column].unique().tolist())}")
+        if (trials.groupby([*CELL, "method"])[column].nunique(dropna=False) > 1).any():
+            values = sorted(trials[column].unique().tolist(), key=str)  # nan: the key is not given, or None
+            print(f"% averaged over {column.removeprefix('config/')}: {values}")
     print(versions_note(results), end="")
 
 

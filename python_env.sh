@@ -25,7 +25,7 @@ is_installed() {
 }
 
 make_venv() {
-    if ! "$VENV_DIR/bin/python" -c "$SUPPORTED" 2>/dev/null; then
+    if ! "$VENV_DIR/bin/python" -c "import pip; $SUPPORTED" 2>/dev/null; then # or cut off before it had pip
         found=
         for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
             if "$candidate" -c "$SUPPORTED" 2>/dev/null; then

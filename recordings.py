@@ -31,7 +31,8 @@ def load_recordings(config, dataset, folder):
     """The Recordings of a Dataset's folder, memory-mapped; makes the cache where it is missing or out of date."""
     name, sample_rate, n_points = (config[key] for key in ("dataset_name", "resample_rate", "n_points"))
     cache = Path(os.environ.get("DMEL_CACHE_DIR") or folder, f"{name}_{sample_rate}Hz_{n_points}.npy")
-    index = {"sample_rate": sample_rate, "n_points": n_points, "rows": list_recordings(dataset, folder)}
+    index = {"sample_rate": sample_rate, "n_points": n_points, "fit": getattr(dataset.fit, "__name__", "")}
+    index["rows"] = list_recordings(dataset, folder)
     recordings = read_cache(cache, index)
     if recordings is None and index["rows"]:
         print(f"{name}: preparing {cache}, or waiting for another process that does", file=sys.stderr)
@@ -45,6 +46,8 @@ def load_recordings(config, dataset, folder):
     if recordings is None:
         reason = f"no recordings in '{folder}', and no intact cache {cache}"
         raise InputError(f"{name}: {reason}: run `sh download_data.sh`, or name another data folder.")
+    if not index["rows"]:
+        print(f"warning: {name}: no recordings in '{folder}': their clips come from {cache}", file=sys.stderr)
     if (n := len(recordings.clips)) < (dataset.n_recordings or 0):
         print(f"warning: {name}: {n} of {dataset.n_recordings} recordings are there ({folder})", file=sys.stderr)
     return recordings

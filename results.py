@@ -108,8 +108,7 @@ class Experiment:
 
     def read_plan(self):
         """The Plan, None where there is none."""
-        content = self.storage.read(RECORD.format(self.name))
-        if content is None:
+        if (content := self.storage.read(RECORD.format(self.name))) is None:
             return None
         with contextlib.suppress(ValueError):
             plan = Plan.model_validate_json(content)
@@ -140,8 +139,7 @@ class Experiment:
         import torch  # here and below, as tables do without
 
         try:
-            content = self.storage.read(f"{self.name}/trials/{key}.pt")
-            if content is None:
+            if (content := self.storage.read(f"{self.name}/trials/{key}.pt")) is None:
                 return None
             broken = zipfile.ZipFile(io.BytesIO(content)).testzip()  # torch.load does not look at checksums
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

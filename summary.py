@@ -113,8 +113,7 @@ def read_all(storage):
 def read_results(storage, name):
     """The Results of one experiment; raises InputError where a file of it is not as it was written."""
     n_started = read(storage, RECORD.format(name), lambda c: sum(b["n_trials"] for b in json.loads(c)["batches"]), 0)
-    trials = read(storage, TABLE.format(name), parse_trials)
-    if trials is None:
+    if (trials := read(storage, TABLE.format(name), parse_trials)) is None:
         return Results(name, n_started)
     without = trials.assign(epochs=np.nan, seconds=np.nan, settled=np.nan)
     trials = read(storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials), without)

@@ -51,7 +51,8 @@ def train(config, data, report, state=None):
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         shuffle.set_state(state["shuffle"])
-        chance.set_state(state["random"])
+        if len(state["random"]) == len(chance.get_state()):  # otherwise it began on a device of another kind
+            chance.set_state(state["random"])
 
     def snapshot():
         result = {"config": given, "history": history, "finished": finished, "best_net": best_net}

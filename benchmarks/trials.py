@@ -18,6 +18,7 @@ import main
 import search_spaces
 from benchmarks.measure import recordings_of
 from config import read_search_space
+from datasets import DATASETS
 from recordings import write_cache
 from results import Experiment
 
@@ -28,7 +29,7 @@ def start(args):
     n = 2 if args.tiny else 8
     with cluster.connected(), tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(folder, "start")
-        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, save_seconds=10)
+        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, seconds=10)
         run(do_nothing, {"config": tune.grid_search([{}] * n)})  # workers start
         times = []
         for function, n_epochs in ((do_nothing, 1), (trial, 1), (trial, 3)):
@@ -88,7 +89,7 @@ def complete_data(name, args, folder):
         name, sample_rate, n_points = space["dataset_name"], space["resample_rate"], space["n_points"]
         cache = folder / name / f"{name}_{sample_rate}Hz_{n_points}.npy"
         cache.parent.mkdir(parents=True)
-        index = {"sample_rate": sample_rate, "n_points": n_points, "rows": rows}
+        index = {"sample_rate": sample_rate, "n_points": n_points, "fit": DATASETS[name].fit.__name__, "rows": rows}
         write_cache(cache, index, recordings.clips)
     return folder
 

@@ -18,7 +18,7 @@ def same(recordings, others):
     return all(np.array_equal(a, b) for a, b in zip(recordings, others, strict=True))
 
 
-def test_cache_is_used_without_recordings_and_libraries(tmp_path, monkeypatch):
+def test_cache_is_used_without_recordings_and_libraries(tmp_path, monkeypatch, capsys):
     folder = write_audio_mnist(tmp_path / "audio_mnist")
     before = load("audio_mnist", tmp_path)
     content = b"".join(array.tobytes() for array in before[:3])
@@ -26,7 +26,10 @@ def test_cache_is_used_without_recordings_and_libraries(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     assert same(load("audio_mnist", tmp_path), before)
     (folder / "data").rename(tmp_path / "elsewhere")
+    assert "no recordings in" not in capsys.readouterr().err
     without = load("audio_mnist", tmp_path)
+    told = f"audio_mnist: no recordings in '{folder}': their clips come from {folder / CACHE}"
+    assert told in capsys.readouterr().err
     assert same(without, before) and type(without.clips) is np.ndarray  # Ray's object store shares plain arrays only
 
 
@@ -69,6 +72,7 @@ DAMAGES = {
     "index cut": lambda path: path.with_suffix(".json").write_text("{"),
     "index of another kind": rewritten(lambda index: [index]),
     "another label": rewritten(lambda index: index | {"rows": [[*row[:3], 8, row[4]] for row in index["rows"]]}),
+    "another fit": rewritten(lambda index: index | {"fit": "pad_at_end"}),
     "rows cut": rewritten(lambda index: index | {"rows": [row[:3] for row in index["rows"]]}),
 }
 

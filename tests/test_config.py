@@ -126,6 +126,8 @@ def test_spaces_that_cannot_be_run():
     for key, value in several.items():
         with pytest.raises(InputError, match=f"{key} must be one value"):
             draw(search_spaces.time_frequency(1) | {key: value}, 0)
+    with pytest.raises(InputError, match=r"n_points = 128\.0: must be a valid integer"):
+        train.check(draw(search_spaces.time_frequency(1) | {"n_points": 128.0}, 0)[0])
     with pytest.raises(InputError, match="grid_search of the search space is empty"):
         draw(search_spaces.time_frequency(1) | {"init_lambd": tune.grid_search([])}, 0)
 

@@ -165,7 +165,10 @@ def test_failed_trials_do_not_stop_the_rest_and_results_can_lie_at_a_uri(project
     (told,) = (tmp_path / "results" / "tiny_failing" / "trials").glob("*.txt")
     assert reason in told.read_text()
     assert "tiny: all trials are finished" in result.stdout
-    output = project.run("run_test_predictions.sh", **settings).stdout
+    settings["EXPERIMENTS"] = "tiny_absent tiny_failing tiny"
+    tested = project.run("run_test_predictions.sh", check=False, **settings)
+    assert tested.returncode == 1 and "predict_test.py: no experiment in" in tested.stderr
+    output = tested.stdout
     assert "tiny_failing: 1 of 2 trials failed or are not finished" in output
     tables = project.run("produce_tables.py", "--ray_results_dir", settings["RAY_RESULTS_DIR"]).stdout
     assert "% tiny: 4 trials" in tables and "% tiny_failing: 1 trials, of 2: the others failed" in tables

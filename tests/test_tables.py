@@ -85,13 +85,14 @@ CNN6 & 300 ms & (300, 300) ms & DMEL & $50.0$ \\
 def test_tables_keep_an_order_and_say_what_they_average_over(output, tmp_path):
     rows = [(5.0, False, 5.0, 0.5, 0), (5.0, False, 5.0, 0.7, 1)]
     write_csv(tmp_path, "time_frequency", rows, **{"config/model_name": ["mlp_net", "linear_net"]})
-    write_csv(tmp_path, "other", rows, **{"config/lr_model": [0.1, 0.2], "scripts": ["a1", "b2"]})
+    differing = {"config/lr_model": [0.1, 0.2], "config/split": [None, "folds"], "scripts": ["a1", "b2"]}
+    write_csv(tmp_path, "other", rows, **differing)
     write_csv(tmp_path, "other.20260101-000000", rows, scripts="moved aside")
     write_csv(tmp_path, "esc50", rows, scripts="a1+b2")
     write_csv(tmp_path, "audio_mnist_run2", rows, scripts="a1")
     tables = output(produce_tables)
     assert re.findall(r"% (\S+): ", tables) == ["esc50", "audio_mnist", "time_frequency", "audio_mnist_run2", "other"]
-    assert re.findall(r"averaged over .*", tables) == ["averaged over lr_model: [0.1, 0.2]"]
+    assert re.findall(r"averaged over (.*)", tables) == ["lr_model: [0.1, 0.2]", "split: ['folds', nan]"]
     assert re.findall(r"several versions of the scripts: (.*)", tables) == ["a1+b2", "a1, b2"]
     pairs = (["audio_mnist_run2", "audio_mnist_run2"], ["audio_mnist_run2", "other"], ["other", "time_frequency"])
     tables = output(produce_tables, *(word for pair in pairs for word in ("--compare", *pair)))

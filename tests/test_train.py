@@ -102,6 +102,13 @@ def test_resumed_trial_equals_an_uninterrupted_one(changes):
     assert end.keys() == resumed_end.keys() == {"config", "history", "finished", "best_net"}
 
 
+def test_a_trial_that_began_on_another_kind_of_device_goes_on():
+    config = tiny_config()
+    _, state = run(config, stop_after=1)
+    reports, end = run(config, state | {"random": state["random"][:16]})  # a GPU's generator has a state of 16 bytes
+    assert len(reports) == 3 and end["finished"]
+
+
 def test_patience_ends_a_trial_and_the_best_network_is_kept():
     config = tiny_config(lr_model=50.0, lr_tf=0.0, max_epochs=40, patience=3)  # far too fast: it gets worse
     reports, state = run(config)
