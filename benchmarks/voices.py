@@ -1,6 +1,7 @@
 """Synthetic voices in AudioMNIST's layout, to try the experiment at its full size without a download.
 
     python -m benchmarks voices DIR
+    export DATA_DIR=data_voices RAY_RESULTS_DIR=ray_results_voices
     AUDIO_MNIST_URL=DIR EXPERIMENTS=audio_mnist sh doit.sh
 
 60 speakers, an accent and a voice of espeak-ng each, say ten digits 50 times, every time with another pitch, speed,

@@ -138,10 +138,9 @@ def test_the_versions_of_python_are_the_same_everywhere():
 
 
 def test_environment_is_made_once_and_again_when_requirements_change(tmp_path):
-    python = (
-        'case "$*" in *"-m venv"*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;; *pip*) echo "$*" >>"$HOME/pip" ;; esac'
-    )
-    stand_in(tmp_path / "bin", "python3", python)
+    made = '*"-m venv"*) echo "$4" >>"$HOME/venv"; rm -f "$HOME/cut"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;'
+    rest = '*"-m pip"*) echo "$*" >>"$HOME/pip" ;; *"import pip"*) [ ! -e "$HOME/cut" ] ;;'
+    stand_in(tmp_path / "bin", "python3", f'case "$*" in {made} {rest} esac')
     path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
     for installations in (1, 1):
         result = environment_script(tmp_path, PATH=path)
@@ -150,6 +149,9 @@ def test_environment_is_made_once_and_again_when_requirements_change(tmp_path):
     (tmp_path / ".venv" / "installed-requirements.txt").write_text("of an earlier version")
     environment_script(tmp_path, PATH=path)
     assert len((tmp_path / "pip").read_text().splitlines()) == 2
+    (tmp_path / "cut").touch()  # as if the making of .venv had been cut off before it had pip
+    assert environment_script(tmp_path, PATH=path).returncode == 0
+    assert (tmp_path / "venv").read_text().splitlines() == [f"{tmp_path}/.venv"] * 2
 
 
 @pytest.mark.slow
