@@ -29,6 +29,7 @@ from config import InputError, first_line, trial_key
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time costs a third more.
 MEMORY = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}  # a trial that is given none sees none
 MAX_ROWS = 40  # of a table on the console; of more trials it shows those that run or failed
 PARAMETERS = ("init_lambd", "trainable", "seed")
 STATES = {"RUNNING": "runs", "TERMINATED": "finished", "ERROR": "failed"}
@@ -63,7 +64,7 @@ def start(stack):
     folder = tempfile.mkdtemp(prefix="dmel-", dir=None if len(tempfile.gettempdir()) <= LONGEST_PLACE else "/tmp")
     guard = ["sh", "-c", CLEAN_UP, "sh", folder]
     stack.enter_context(subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True))
-    os.environ.update(MEMORY | os.environ)  # trials inherit it
+    os.environ.update(MEMORY | GPUS | os.environ)  # trials inherit it
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     n_gpus = None if torch.cuda.is_available() else 0  # with an old driver Ray counts GPUs that torch cannot use
     ray.init(address="local", num_gpus=n_gpus, include_dashboard=False, _temp_dir=f"{folder}/ray", **OPTIONS)
@@ -82,7 +83,7 @@ def join(address):
     if ":" in address:  # Ray would try for minutes
         socket.create_connection(address.rsplit(":", 1), timeout=10).close()
     scripts = {"working_dir": str(Path(__file__).parent), "excludes": ["/*", "!/.", "!/*.py"]}
-    ray.init(address=address, runtime_env={**scripts, "env_vars": MEMORY}, **OPTIONS)
+    ray.init(address=address, runtime_env={**scripts, "env_vars": MEMORY | GPUS}, **OPTIONS)
 
 
 def check_nodes(experiment, plan):
@@ -100,7 +101,7 @@ def resources(wanted, cpus=None, gpus=None):
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     machines = [(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes]
     most_cpus, most_gpus = map(max, zip(*machines, strict=True))
-    gpus = gpus if gpus is not None else wanted["gpu"] if most_gpus else 0
+    gpus = (wanted["gpu"] if most_gpus else 0) if gpus is None else gpus
     if cpus is None:  # as many trials as share the GPUs of a machine share its CPUs
         shares = [max(1, int(n_cpus * gpus / n_gpus)) for n_cpus, n_gpus in machines if n_gpus]
         cpus = min([wanted["cpu"], *shares]) if gpus else 1

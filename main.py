@@ -91,7 +91,8 @@ def train_trials(experiment, plan, done, args):
     with cluster.connected(args.ray_address):
         if args.ray_address:
             cluster.check_nodes(experiment, plan)
-        trial = tune.with_parameters(run_trial, recordings=recordings, experiment=experiment, seconds=args.save_seconds)
+        given = {"recordings": recordings, "experiment": experiment, "save_seconds": args.save_seconds}
+        trial = tune.with_parameters(run_trial, **given)
         resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
         configs = [config for key, config in plan.trials.items() if key not in done]
         errors = cluster.fit(tune.with_resources(trial, resources), configs, experiment, args)
@@ -106,8 +107,8 @@ def train_trials(experiment, plan, done, args):
         sys.exit(3)
 
 
-def run_trial(config, recordings, experiment, seconds):
-    """What Ray runs for a trial: trains, reports every epoch, writes its file at the end, and where seconds passed."""
+def run_trial(config, recordings, experiment, save_seconds):
+    """What Ray runs for a trial: trains, reports every epoch, writes its file at the end and after save_seconds."""
     import torch
     from ray import tune
 
@@ -115,9 +116,7 @@ def run_trial(config, recordings, experiment, seconds):
     import train
 
     config, context = config["config"], tune.get_context()
-    given = context.get_trial_resources().required_resources
-    os.environ |= {} if given.get("GPU") else {"CUDA_VISIBLE_DEVICES": ""}  # Ray shows them all to a trial without one
-    torch.set_num_threads(max(1, int(given["CPU"])))
+    torch.set_num_threads(max(1, int(context.get_trial_resources().required_resources["CPU"])))
     key, version = trial_key(config), digest(scripts())[:12]
     state = experiment.read_trial(key)
     if state is not None and state["finished"]:  # and then its machine went away
@@ -125,7 +124,7 @@ def run_trial(config, recordings, experiment, seconds):
     earlier = [other for other in (state or {}).get("scripts", []) if other != version]
     log = f"{context.get_experiment_name()}/{os.path.basename(context.get_trial_dir())}"
     about = {"scripts": [*earlier, version], "logdir": f"{experiment.address}/ray/{log}"}
-    due = time.monotonic() + seconds
+    due = time.monotonic() + save_seconds
 
     def report(row, snapshot):
         nonlocal due
@@ -133,7 +132,7 @@ def run_trial(config, recordings, experiment, seconds):
         if row["finished"] or begin >= due:
             experiment.write_trial(key, {**snapshot(), **about})
             end = time.monotonic()
-            due = end + max(seconds, 50 * (end - begin))  # writing takes 2 % of the time at most
+            due = end + max(save_seconds, 50 * (end - begin))  # writing takes 2 % of the time at most
         tune.report(row)
 
     try:

@@ -8,6 +8,7 @@ config, logdir, trial_id, and test_accuracy (0..1); and beside it epochs.csv, fo
 
 import argparse
 import json
+import re
 import shlex
 import sys
 
@@ -64,8 +65,8 @@ def reduced(plan):
     """What is kept of a plan: search space, data, and batches, without the words of commands that name folders."""
     kept = plan.model_dump(include={"search_space", "data", "batches"})
     for batch in kept["batches"]:
-        words, folders = shlex.split(batch["command"].replace("_dir ", "_dir=")), ("--ray_root_dir", "--data_dir")
-        batch["command"] = shlex.join(word for word in words if "/" not in word and not word.startswith(folders))
+        words = shlex.split(re.sub(r"(--(ray_root|data)_dir) ", r"\1=", batch["command"]))
+        batch["command"] = shlex.join(word for word in words if not re.match(r"--(ray_root|data)_dir|.*/", word))
     return kept
 
 

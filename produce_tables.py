@@ -33,8 +33,7 @@ def main():
     pair = {"nargs": 2, "metavar": ("A", "B"), "action": "append", "default": []}
     parser.add_argument("--compare", **pair, help="print B − A of two experiments too; may be given several times")
     args = parser.parse_args()
-    storage = Storage(args.ray_results_dir)
-    if not storage.list():
+    if not (storage := Storage(args.ray_results_dir)).list():
         raise InputError(f"there are no results in '{storage.address}': train with main.py first.")
     experiments = read_all(storage)
     tested = {name: results for name, results in experiments.items() if len(results.trials)}

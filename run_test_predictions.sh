@@ -11,6 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 status=0
 for name in ${EXPERIMENTS:-audio_mnist time_frequency esc50}; do
     "$PYTHON" "$here/predict_test.py" --dataset_name="$name" \
-        --ray_results_dir="${RAY_RESULTS_DIR:-$here/ray_results}" --data_base_dir="${DATA_DIR:-$here/data}" "$@" || status=$?
+        --ray_results_dir="${RAY_RESULTS_DIR:-$here/ray_results}" --data_base_dir="${DATA_DIR:-$here/data}" "$@" ||
+        status=$?
 done
 exit "$status"

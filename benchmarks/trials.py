@@ -29,7 +29,7 @@ def start(args):
     n = 2 if args.tiny else 8
     with cluster.connected(), tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(folder, "start")
-        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, seconds=10)
+        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, save_seconds=10)
         run(do_nothing, {"config": tune.grid_search([{}] * n)})  # workers start
         times = []
         for function, n_epochs in ((do_nothing, 1), (trial, 1), (trial, 3)):

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-from conftest import Project
+from conftest import ROOT, Project
 from ray.cluster_utils import Cluster
 from runs import Run, is_training
 
@@ -58,6 +58,17 @@ def cluster(**node):
         yield cluster
     finally:
         cluster.shutdown()
+
+
+def test_a_trial_that_is_given_no_gpu_sees_none():
+    script = """
+import os, ray, cluster
+with cluster.connected():
+    print(repr(ray.get(ray.remote(num_cpus=1)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES")).remote())))
+"""
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "''", result.stderr
 
 
 def test_two_nodes_share_the_trials_and_one_takes_over(project):

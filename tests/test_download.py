@@ -50,11 +50,12 @@ def test_source_is_copied_and_never_touched(project, source, tmp_path):
     for path in (source / "data" / "12", source / "data", source):
         path.chmod(0o555)
     data = tmp_path / "data"
-    for name in ("audio_mnist.partial", ".audio_mnist"):  # folders of the user's
+    for name in ("audio_mnist.partial", ".audio_mnist", ".audio_mnist.a1B2c3"):  # the user's, and one that is told
         (data / name / "notes").mkdir(parents=True)
     before = contents(tmp_path)
     url = f"{os.path.relpath(tmp_path / 'link', project.folder)}/"
-    assert "3 clips of 1 s" in download(project, data, url).stdout
+    result = download(project, data, url)
+    assert "3 clips of 1 s" in result.stdout and f"{data}/.audio_mnist.a1B2c3 was left by" in result.stderr
     copy = data / "audio_mnist"
     assert not copy.is_symlink() and not any(path.is_symlink() for path in copy.rglob("*"))
     caches = [f"audio_mnist_8000Hz_8000.{kind}" for kind in ("json", "lock", "npy")]

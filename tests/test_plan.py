@@ -157,44 +157,40 @@ def test_other_recordings_than_the_plans_are_refused(experiment):
             plan.keep_to(others, "esc50", "elsewhere")
 
 
-def test_edited_scripts_and_too_little_memory_are_told(experiment, monkeypatch, capsys):
-    def fit(trial, configs, *others):
-        for config in configs:
-            row = {"lacked_memory": is_told}
-            state = {"config": config, "history": [row], "finished": True, "best_net": {}}
-            experiment.write_trial(trial_key(config), state)
-        return []
+@pytest.fixture
+def train_trials(experiment, monkeypatch):
+    """main.train_trials without Ray: n trials finish with a row, and errors are what others failed with."""
+
+    def run(n, row, errors=()):
+        def fit(trial, configs, *others):
+            for config in configs[:n]:
+                state = {"config": config, "history": [row], "finished": True, "best_net": {}}
+                experiment.write_trial(trial_key(config), state)
+            return errors
+
+        monkeypatch.setattr(cluster, "fit", fit)
+        main.train_trials(experiment, experiment.read_plan(), set(), mock.Mock(ray_address=None, restart=False))
 
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
     monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
-    monkeypatch.setattr(cluster, "fit", fit)
-    plan, now = experiment.read_plan(), main.scripts()
+    return run
+
+
+def test_edited_scripts_and_too_little_memory_are_told(train_trials, monkeypatch, capsys):
+    now = main.scripts()
     for is_told in (False, True):
-        main.train_trials(experiment, plan, set(), mock.Mock(ray_address=None, restart=False))
+        train_trials(None, {"lacked_memory": is_told})
         output = capsys.readouterr()
         assert ("Too little memory to keep the features" in output.out) == is_told
         assert ("edited since this experiment began: dmel.py, train.py;" in output.err) == is_told
         monkeypatch.setattr(main, "scripts", lambda: now | {"dmel.py": "edited", "train.py": "too"})
 
 
-def test_what_failed_before_an_interruption_is_told_apart_from_it(experiment, monkeypatch, capsys):
-    def fit(trial, configs, *others):
-        for config in configs[:n_finished]:
-            state = {"config": config, "history": [{"lacked_memory": False}], "finished": True, "best_net": {}}
-            experiment.write_trial(trial_key(config), state)
-        return ["no number"]
-
-    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
-    monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
-    monkeypatch.setattr(cluster, "fit", fit)
-    plan = experiment.read_plan()
-    arguments = experiment, plan, set(), mock.Mock(ray_address=None, restart=False)
-    n_finished = len(plan.trials) - 2
+def test_what_failed_before_an_interruption_is_told_apart_from_it(train_trials, capsys):
     with pytest.raises(InputError, match="interrupted: the same command continues"):
-        main.train_trials(*arguments)
-    n_finished += 1
+        train_trials(-2, {"lacked_memory": False}, ["no number"])
     with pytest.raises(SystemExit, match="3"):
-        main.train_trials(*arguments)
+        train_trials(-1, {"lacked_memory": False}, ["no number"])
     assert capsys.readouterr().err.count("main.py: 1 trials of") == 2
 
 
@@ -290,8 +286,7 @@ def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
 def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
     """Epochs take 1/8 s: a write of 1/64 s may come every 50/64 s, so each seventh epoch, if always wished."""
     context = mock.MagicMock(**{"get_trial_dir.return_value": "log"})
-    context.get_trial_resources.return_value.required_resources = resources = {"CPU": 1, "GPU": 0.25}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    context.get_trial_resources.return_value.required_resources = {"CPU": 1}
     monkeypatch.setattr("ray.tune.get_context", lambda: context)
     monkeypatch.setattr("ray.tune.report", lambda row: None)
     now, written = [0.0], []
@@ -308,10 +303,8 @@ def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
     monkeypatch.setattr(experiment, "write_trial", write_trial)
     monkeypatch.setattr(main.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(train, "train", trained_slowly)
-    main.run_trial({"config": CONFIG}, None, experiment, seconds=0)
+    main.run_trial({"config": CONFIG}, None, experiment, save_seconds=0)
     assert written == [1, 8, 15, 22, 29, 30]
     written.clear()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
-    resources["GPU"] = 0
-    main.run_trial({"config": CONFIG}, None, experiment, seconds=2)
-    assert written == [16, 30] and os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    main.run_trial({"config": CONFIG}, None, experiment, save_seconds=2)
+    assert written == [16, 30]

@@ -96,9 +96,9 @@ def test_without_epochs_only_what_they_tell_is_missing(tmp_path):
 
 
 def test_what_is_kept_of_a_plan_names_no_folder():
-    command = "python main.py --name=a --data_dir '/home/me/my data' --ray_root_dir results --seed=3"
+    command = "python main.py --name a_dir --data_dir '/home/me/my data' --ray_root_dir results --seed=3"
     plan = Plan(search_space={"seed": 3}, batches=[{"command": command, "n_trials": 2}], trials={"a": {}})
-    batches = [{"command": "python main.py --name=a --seed=3", "n_trials": 2}]
+    batches = [{"command": "python main.py --name a_dir --seed=3", "n_trials": 2}]
     assert predict_test.reduced(plan) == {"search_space": {"seed": 3}, "data": None, "batches": batches}
 
 
