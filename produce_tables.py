@@ -133,11 +133,11 @@ def claims(results):
 
 def verdict(values, least, most):
     """A claim holds where the whole interval of the mean lies between least and most, and does not where none does."""
-    if values.n >= MIN_RUNS and least < values.low and values.high < most:
+    if values.n < MIN_RUNS:
+        return "not enough runs"
+    if least < values.low and values.high < most:
         return "holds"
-    if values.n >= MIN_RUNS and (values.high <= least or values.low >= most):
-        return "does not hold"
-    return "not enough runs"
+    return "does not hold" if values.high <= least or values.low >= most else "undecided"
 
 
 if __name__ == "__main__":

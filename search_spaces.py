@@ -103,8 +103,3 @@ def audio_mnist_batch_norm(max_epochs):
 def audio_mnist_no_dropout(max_epochs):
     """Does it where there is no dropout, which makes the more noise the further inputs are from 0?"""
     return {**audio_mnist(max_epochs), "model_name": "mel_plain_linear_net"}
-
-
-def esc50_bfloat16(max_epochs):
-    """How much quicker are the convolutions of a CPU that has bfloat16, and is it as accurate?"""
-    return {**esc50(max_epochs), "bf16": True}
