@@ -133,10 +133,12 @@ def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
         mine = os.environ | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
         own = {"RAY_AUTH_TOKEN": raylet.environ()["RAY_AUTH_TOKEN"]}
         strangers = [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}, {}]
-        outputs = [
-            subprocess.run([sys.executable, "-c", join], env=mine | changes, capture_output=True, text=True).stdout
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        joining = [  # at the same time, as Ray tries for a minute or more
+            subprocess.Popen([sys.executable, "-c", join], env=mine | changes, text=True, **pipes)
             for changes in (own, *strangers)
         ]
+        outputs = [joiner.communicate()[0] for joiner in joining]
         assert ["joined" in output for output in outputs] == [True, False, False, False]
     finally:
         process.terminate()
