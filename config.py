@@ -153,6 +153,8 @@ def read_search_space(name, max_epochs):
     own = [key for key, value in vars(search_spaces).items() if getattr(value, "__module__", "") == "search_spaces"]
     if (chosen := max((key for key in own if key in name), key=len, default=None)) is None:
         raise InputError(f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(own)}.")
+    if chosen != name:  # meant so, or the one that was meant is not there
+        print(f"{name}: takes the search space {chosen} of search_spaces.py", file=sys.stderr)
     space = plain(getattr(search_spaces, chosen)(max_epochs))
     if not isinstance(space, dict):
         raise InputError(f"search_spaces.py: {chosen}() must return a dict, not {space!r:.80}.")

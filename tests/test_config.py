@@ -92,10 +92,11 @@ def test_a_key_follows_from_the_values_alone():
 # Search spaces
 
 
-def test_names_select_search_spaces():
+def test_names_select_search_spaces(capsys):
     names = {"esc50": "esc50", "my_audio_mnist_run2": "audio_mnist", "esc50_or_audio_mnist": "audio_mnist"}
     for name, space in {**names, "audio_mnist_zero_floor": "audio_mnist_zero_floor"}.items():
         assert read_search_space(name, 7) == plain(getattr(search_spaces, space)(7))
+        assert (f"{name}: takes the search space {space} " in capsys.readouterr().err) == (name != space)
 
 
 def test_a_grid_is_drawn_cell_by_cell_and_samplers_from_the_seed():

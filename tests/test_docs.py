@@ -160,14 +160,20 @@ def test_kept_results_make_the_tables(project):
         assert (project.folder / table.relative_to(ROOT)).read_text() == table.read_text()
 
 
-AT_LEAST = {"README.md": 2, "results/README.md": 2, "docs/continuous.md": 1, "docs/convergence.md": 7}  # tables
+AT_LEAST = {  # tables
+    "README.md": 2,
+    "results/README.md": 2,
+    "docs/continuous.md": 1,
+    "docs/convergence.md": 7,
+    "docs/performance.md": 1,
+}
 
 
-@pytest.mark.parametrize("name", [*AT_LEAST, "docs/performance.md"])
+@pytest.mark.parametrize("name", AT_LEAST)
 def test_tables_are_those_of_the_kept_results(name):
     known = [cells(row) for row in TABLES if row.startswith("|")]
     shown = [table for table in tables(PAGES[name]) if table[0] in known]
-    assert len(shown) >= AT_LEAST.get(name, 0) and [row for table in shown for row in table if row not in known] == []
+    assert len(shown) >= AT_LEAST[name] and [row for table in shown for row in table if row not in known] == []
     intervals = re.findall(r"[+-]?\d+\.\d \(-?\d+\.\d to -?\d+\.\d\)", without_blocks(PAGES[name]))
     assert all(values in "\n".join(TABLES) for values in intervals)
 
@@ -192,9 +198,9 @@ def place_of(name, text):
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """The scripts with all examples of README and docs/extending.md, and recordings to run these on."""
+    """The scripts with all examples of the pages, and recordings to run those of README and docs/extending.md on."""
     project = Project(tmp_path_factory.mktemp("extended"), spaces="")
-    for block in blocks(README, "python") + blocks(EXTENDING, "python"):
+    for block in (block for page in PAGES.values() for block in blocks(page, "python")):
         if found := re.match(r"# (\w+\.py)\n", block):
             script, example = project.folder / found[1], block[found.end() :]
             text = script.read_text()
@@ -223,18 +229,23 @@ try:
     train.check(configs[0] | {"hidden": 0})
 except config.InputError as error:
     print(error)
+names = ("esc50", "esc50_35ms", "esc50_35ms_bfloat16")
+print(json.dumps([config.draw(config.read_search_space(name, 1), 0) for name in names]))
 """
 
 
 def test_examples_train(extended):
     """Each example is a search space that works, and its first config trains for an epoch."""
-    *lines, refusal = extended.run("-c", CHECK, OMP_NUM_THREADS=1).stdout.splitlines()
+    *lines, refusal, of_esc50 = extended.run("-c", CHECK, OMP_NUM_THREADS=1).stdout.splitlines()
     spaces = {name: configs for name, configs, rows in map(json.loads, lines) if len(rows) == 1}
     assert {name: len(configs) for name, configs in spaces.items()} == {"lower_rates": 4, "windows": 4, "birds": 6}
     assert {config["init_lambd"] for config in spaces["windows"]} == {8000 * 0.020 / 6, 8000 * 0.080 / 6}
     assert {(config["model_name"], config["hidden"]) for config in spaces["birds"]} == {("mel_wide_mlp", 128)}
     assert {config["hidden"] for config in spaces["windows"]} == {512}
     assert f"main.py: {refusal}" in EXTENDING
+    whole, exact, narrow = json.loads(of_esc50)  # docs/performance.md compares the last two
+    assert exact == [cell for cell in whole if cell["init_lambd"] == 8000 * 0.035 / 6] and len(exact) == 2
+    assert narrow == [cell | {"bf16": True} for cell in exact]
 
 
 @pytest.mark.slow
