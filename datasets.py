@@ -1,4 +1,6 @@
-"""The three datasets, two of recordings and a drawn one; `python datasets.py data` resamples the recordings once."""
+"""The three datasets, two of recordings and a drawn one; `python datasets.py data` resamples the
+recordings once.
+"""
 
 import argparse
 import warnings
@@ -9,7 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import PARTS, InputError, require, run
-from recordings import Recordings, list_audio_mnist, list_esc50, load_recordings, pad_around, pad_at_end
+from recordings import (
+    Recordings,
+    list_audio_mnist,
+    list_esc50,
+    load_recordings,
+    pad_around,
+    pad_at_end,
+)
 
 PULSES_CLASSES = 3  # of time_frequency
 SAMPLE_RATE = 8000  # Hz, to which recordings are resampled
@@ -35,8 +44,18 @@ class Dataset(NamedTuple):
 
 
 DATASETS = {
-    "audio_mnist": Dataset(10, 1, "data", list_audio_mnist, pad_around, {"speakers": AUDIO_MNIST_SPEAKERS}, 30000),
-    "esc50": Dataset(50, 5, "meta/esc50.csv", list_esc50, pad_at_end, {"random": None, "folds": ESC50_FOLDS}, 2000),
+    "audio_mnist": Dataset(
+        10, 1, "data", list_audio_mnist, pad_around, {"speakers": AUDIO_MNIST_SPEAKERS}, 30000
+    ),
+    "esc50": Dataset(
+        50,
+        5,
+        "meta/esc50.csv",
+        list_esc50,
+        pad_at_end,
+        {"random": None, "folds": ESC50_FOLDS},
+        2000,
+    ),
 }
 
 
@@ -58,18 +77,26 @@ def check(config):
     if name == "time_frequency":
         require(config, name, "n_samples", "noise_std", "sigma_ref", "center_offset")
         if split is not None:
-            raise InputError("config: split is for recordings, and time_frequency has none: remove the key.")
+            raise InputError(
+                "config: split is for recordings, and time_frequency has none: remove the key."
+            )
     elif name in DATASETS:
         require(config, name, "resample_rate")
         named = DATASETS[name].splits
         if isinstance(split, str) and split not in named:
-            raise InputError(f"config: split '{split}' is not one of {', '.join(named)} for {name}.")
+            raise InputError(
+                f"config: split '{split}' is not one of {', '.join(named)} for {name}."
+            )
     else:
-        raise InputError(f"config: dataset_name '{name}' is not one of time_frequency, {', '.join(DATASETS)}.")
+        raise InputError(
+            f"config: dataset_name '{name}' is not one of time_frequency, {', '.join(DATASETS)}."
+        )
 
 
 def load(config, recordings: Recordings | None = None):
-    """The Data of a trial: drawn for time_frequency, otherwise the given recordings, split as the config says."""
+    """The Data of a trial: drawn for time_frequency, otherwise the given recordings, split as the
+    config says.
+    """
     import torch  # here, as preparing recordings does without
 
     name, split = config["dataset_name"], config.get("split")
@@ -86,40 +113,56 @@ def load(config, recordings: Recordings | None = None):
             subsets = torch.utils.data.random_split(range(len(clips)), [0.7, 0.1, 0.2], generator)
             parts = [torch.tensor(subset.indices) for subset in subsets]
         else:
-            parts = [torch.from_numpy(np.flatnonzero(np.isin(groups, chosen[part]))) for part in PARTS]
+            parts = [
+                torch.from_numpy(np.flatnonzero(np.isin(groups, chosen[part]))) for part in PARTS
+            ]
     splits = dict(zip(PARTS, parts, strict=True))
     if empty := [part for part in PARTS if len(splits[part]) == 0]:
-        raise InputError(f"{name}: the {empty[0]} split is empty, there are too few recordings: complete the dataset.")
+        raise InputError(
+            f"{name}: the {empty[0]} split is empty, there are too few recordings: complete the dataset."
+        )
     # Arrays out of a cache file or Ray's object store are read-only, and only read.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
 
 
 def recordings_of(config, data_dir):
-    """The Recordings that a config works on, None for time_frequency; InputError where they are missing or damaged."""
+    """The Recordings that a config works on, None for time_frequency; InputError where they are
+    missing or damaged.
+    """
     name = config["dataset_name"]
-    return load_recordings(config, DATASETS[name], find_folder(name, data_dir)) if name in DATASETS else None
+    return (
+        load_recordings(config, DATASETS[name], find_folder(name, data_dir))
+        if name in DATASETS
+        else None
+    )
 
 
 def find_folder(name, data_dir):
     """data_dir/name, or data_dir where that is the dataset's folder itself."""
     folder, place = Path(data_dir, name), DATASETS[name].place
-    itself = place != "." and Path(data_dir, place).exists()  # by place "." every folder would be the dataset's
+    itself = (
+        place != "." and Path(data_dir, place).exists()
+    )  # by place "." every folder would be the dataset's
     return Path(data_dir) if itself and not folder.exists() else folder
 
 
 def draw_pulses(config):
-    """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in frequency.
+    """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in
+    frequency.
 
-    The best window to tell them apart is sigma_ref, the width of a pulse. Returns clips, shape = (n_samples, n_points)
-    float32, and labels, int64. Times and widths are in samples, frequencies in cycles per sample. Source: the paper.
+    The best window to tell them apart is sigma_ref, the width of a pulse. Returns clips, shape =
+    (n_samples, n_points) float32, and labels, int64. Times and widths are in samples, frequencies
+    in cycles per sample. Source: the paper.
     """
     random = np.random.default_rng(config["seed"])
     n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]
     uniform = partial(random.uniform, size=(n, 1, 1))
     scale_max = 2 * (n_points / 5) / (6 * sigma) + 1
     labels = random.integers(PULSES_CLASSES, size=n)
-    one, apart_in_time, apart_in_frequency = (labels[:, None, None] == label for label in range(PULSES_CLASSES))
+    one, apart_in_time, apart_in_frequency = (
+        labels[:, None, None] == label for label in range(PULSES_CLASSES)
+    )
     # Two pulses for everyone, all of shape (n, 2, n_points) or one that fits it.
     time, frequency, side = n_points / 2, 0.25, np.array([[-1.0], [1.0]])
     if config["center_offset"]:
@@ -135,20 +178,30 @@ def draw_pulses(config):
     pulses = envelope / envelope.max(-1, keepdims=True) * carrier / carrier.max(-1, keepdims=True)
     pulses -= pulses.mean(-1, keepdims=True)
     pulses[labels == 0, 1] = 0  # only one of them
-    clips = uniform(0.5, 1)[:, 0] * pulses.sum(axis=1) + config["noise_std"] * random.random((n, n_points))
+    clips = uniform(0.5, 1)[:, 0] * pulses.sum(axis=1) + config["noise_std"] * random.random(
+        (n, n_points)
+    )
     clips -= clips.mean(-1, keepdims=True)
     return clips.astype(np.float32), labels
 
 
 def main():
     parser = argparse.ArgumentParser(description="Resample the recordings once and cache them.")
-    parser.add_argument("data_dir", help="folder that holds audio_mnist/ and esc50/, or one of them")
+    parser.add_argument(
+        "data_dir", help="folder that holds audio_mnist/ and esc50/, or one of them"
+    )
     data_dir = parser.parse_args().data_dir
     if not (names := [name for name in DATASETS if find_folder(name, data_dir).exists()]):
-        raise InputError(f"'{data_dir}' holds neither {' nor '.join(DATASETS)}: run `sh download_data.sh`.")
+        raise InputError(
+            f"'{data_dir}' holds neither {' nor '.join(DATASETS)}: run `sh download_data.sh`."
+        )
     for name in names:
         seconds = DATASETS[name].clip_seconds
-        config = {"dataset_name": name, "resample_rate": SAMPLE_RATE, "n_points": round(SAMPLE_RATE * seconds)}
+        config = {
+            "dataset_name": name,
+            "resample_rate": SAMPLE_RATE,
+            "n_points": round(SAMPLE_RATE * seconds),
+        }
         recordings = recordings_of(config, data_dir)
         print(f"{name}: {len(recordings.clips)} clips of {seconds} s at {SAMPLE_RATE} Hz are ready")
 

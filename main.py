@@ -2,9 +2,10 @@
 
     python main.py --name=time_frequency --max_epochs=1000 --num_samples=10
 
-Results go to RAY_ROOT_DIR/NAME, see results.py. The same command again continues what was interrupted and leaves
-finished trials alone; a larger --num_samples adds the missing runs. Exit codes: 0 all trials are finished, 1 a sentence
-says why it did not run to the end, 3 it did but some trials failed.
+Results go to RAY_ROOT_DIR/NAME, see results.py. The same command again continues what was
+interrupted and leaves finished trials alone; a larger --num_samples adds the missing runs. Exit
+codes: 0 all trials are finished, 1 a sentence says why it did not run to the end, 3 it did but some
+trials failed.
 """
 
 import argparse
@@ -22,23 +23,55 @@ RESOURCES_PER_TRIAL = {"cpu": 4, "gpu": 0.25}
 
 def main():
     parser = argparse.ArgumentParser(description="Train the grid of an experiment with Ray Tune.")
-    parser.add_argument("--name", required=True, help="experiment: a search space's name, or one that contains it")
+    parser.add_argument(
+        "--name", required=True, help="experiment: a search space's name, or one that contains it"
+    )
     parser.add_argument("--num_samples", type=int, default=1, help="runs of the grid (1)")
-    parser.add_argument("--max_epochs", type=int, default=1000, help="epochs of a trial at most (1000)")
-    parser.add_argument("--ray_root_dir", default="ray_results", help="folder or URI of all results (ray_results)")
-    parser.add_argument("--data_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first run, each further has one more (0)")
-    parser.add_argument("--cpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['cpu']}, without a GPU 1)")
-    parser.add_argument("--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)")
-    parser.add_argument("--save_seconds", type=float, default=10, help="work that an interruption may cost (10)")
-    parser.add_argument("--report_seconds", type=float, default=60, help="least between tables of trials (60)")
-    parser.add_argument("--max_failures", type=int, default=3, help="times that a failed trial starts again (3)")
-    parser.add_argument("--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)")
-    parser.add_argument("--restart", action="store_true", help="move the experiment's old results aside and start anew")
+    parser.add_argument(
+        "--max_epochs", type=int, default=1000, help="epochs of a trial at most (1000)"
+    )
+    parser.add_argument(
+        "--ray_root_dir", default="ray_results", help="folder or URI of all results (ray_results)"
+    )
+    parser.add_argument(
+        "--data_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first run, each further has one more (0)"
+    )
+    parser.add_argument(
+        "--cpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['cpu']}, without a GPU 1)"
+    )
+    parser.add_argument(
+        "--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)"
+    )
+    parser.add_argument(
+        "--save_seconds", type=float, default=10, help="work that an interruption may cost (10)"
+    )
+    parser.add_argument(
+        "--report_seconds", type=float, default=60, help="least between tables of trials (60)"
+    )
+    parser.add_argument(
+        "--max_failures", type=int, default=3, help="times that a failed trial starts again (3)"
+    )
+    parser.add_argument(
+        "--ray_address", help="Ray cluster to run on, such as auto (default: a private one here)"
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="move the experiment's old results aside and start anew",
+    )
     args = parser.parse_args()
-    wrong = [flag for flag, value in vars(args).items() if isinstance(value, (int, float)) and not value >= 0]
+    wrong = [
+        flag
+        for flag, value in vars(args).items()
+        if isinstance(value, (int, float)) and not value >= 0
+    ]
     if wrong or 0 in (args.num_samples, args.max_epochs, args.cpus_per_trial):
-        raise InputError("numbers must not be negative, --num_samples, --max_epochs and --cpus_per_trial not 0.")
+        raise InputError(
+            "numbers must not be negative, --num_samples, --max_epochs and --cpus_per_trial not 0."
+        )
     if args.ray_address is None:  # a private cluster has a token; Ray reads this as it is imported
         os.environ["RAY_AUTH_MODE"] = "token"
     space = read_search_space(args.name, args.max_epochs)
@@ -58,7 +91,9 @@ def extend(plan, space, args, address):
     here, there = describe(space), plan.search_space
     if keys := [key for key in sorted(here | there) if here.get(key) != there.get(key)]:
         told = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys)
-        raise InputError(f"{address} holds another experiment ({told}): --restart moves it aside, or change --name.")
+        raise InputError(
+            f"{address} holds another experiment ({told}): --restart moves it aside, or change --name."
+        )
     planned = {config["seed"] for config in plan.trials.values()}
     seeds = [seed for seed in range(args.seed, args.seed + args.num_samples) if seed not in planned]
     if added := {trial_key(config): config for seed in seeds for config in draw(space, seed)}:
@@ -82,7 +117,12 @@ def train_trials(experiment, plan, done, args):
     for config in plan.trials.values() if recordings else ():  # raises where a part is empty
         datasets.load(config, recordings)
     now = scripts()
-    if edited := {name for batch in plan.batches for name, old in batch["scripts"].items() if now.get(name) != old}:
+    if edited := {
+        name
+        for batch in plan.batches
+        for name, old in batch["scripts"].items()
+        if now.get(name) != old
+    }:
         told = f"edited since this experiment began: {', '.join(sorted(edited))}; its table tells the trials apart"
         print(f"warning: {told}", file=sys.stderr)
     if args.restart and (aside := experiment.move_aside()):
@@ -91,16 +131,25 @@ def train_trials(experiment, plan, done, args):
     with cluster.connected(args.ray_address):
         if args.ray_address:
             cluster.check_nodes(experiment, plan)
-        given = {"recordings": recordings, "experiment": experiment, "save_seconds": args.save_seconds}
+        given = {
+            "recordings": recordings,
+            "experiment": experiment,
+            "save_seconds": args.save_seconds,
+        }
         trial = tune.with_parameters(run_trial, **given)
         resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial)
         configs = [config for key, config in plan.trials.items() if key not in done]
         errors = cluster.fit(tune.with_resources(trial, resources), configs, experiment, args)
     last_rows = [state["history"][-1] for _, state in experiment.finished_trials(plan)]
     if any(row["lacked_memory"] for row in last_rows):
-        print("Too little memory to keep the features of fixed windows: trials computed them anew in every epoch.")
+        print(
+            "Too little memory to keep the features of fixed windows: trials computed them anew in every epoch."
+        )
     if errors:
-        print(f"main.py: {len(errors)} trials of {args.name} failed: {'; '.join(sorted(set(errors)))}", file=sys.stderr)
+        print(
+            f"main.py: {len(errors)} trials of {args.name} failed: {'; '.join(sorted(set(errors)))}",
+            file=sys.stderr,
+        )
     if (missing := len(plan.trials) - len(last_rows)) > len(errors):
         raise InputError("interrupted: the same command continues.")
     if missing:
@@ -108,7 +157,9 @@ def train_trials(experiment, plan, done, args):
 
 
 def run_trial(config, recordings, experiment, save_seconds):
-    """What Ray runs for a trial: trains, reports every epoch, writes its file at the end and after save_seconds."""
+    """What Ray runs for a trial: trains, reports every epoch, writes its file at the end and after
+    save_seconds.
+    """
     import torch
     from ray import tune
 
@@ -132,13 +183,17 @@ def run_trial(config, recordings, experiment, save_seconds):
         if row["finished"] or begin >= due:
             experiment.write_trial(key, {**snapshot(), **about})
             end = time.monotonic()
-            due = end + max(save_seconds, 50 * (end - begin))  # writing takes 2 % of the time at most
+            due = end + max(
+                save_seconds, 50 * (end - begin)
+            )  # writing takes 2 % of the time at most
         tune.report(row)
 
     try:
         train.train(config, datasets.load(config, recordings), report, state)
     except Exception:
-        with contextlib.suppress(OSError):  # the trial's own failure counts, not that of writing it down
+        with contextlib.suppress(
+            OSError
+        ):  # the trial's own failure counts, not that of writing it down
             experiment.storage.write(f"{experiment.name}/trials/{key}.txt", traceback.format_exc())
         raise
 

@@ -1,7 +1,9 @@
-"""The networks: a front end with a trainable window × a classifier head, chosen by model_name from MODELS.
+"""The networks: a front end with a trainable window × a classifier head, chosen by model_name from
+MODELS.
 
-A front end takes the config and gives a layer, with λ as its lambd, and its number of bands. A head takes the number of
-frames, bands and classes and the config, and gives a module from features (batch, 1, frames, bands) to logits.
+A front end takes the config and gives a layer, with λ as its lambd, and its number of bands. A head
+takes the number of frames, bands and classes and the config, and gives a module from features
+(batch, 1, frames, bands) to logits.
 """
 
 import re
@@ -23,7 +25,9 @@ DROPOUT = 0.2
 
 
 class SpectrogramNet(nn.Module):
-    """A spectrogram layer and the head that classifies its features, in bfloat16 where bf16 is True."""
+    """A spectrogram layer and the head that classifies its features, in bfloat16 where bf16 is
+    True.
+    """
 
     def __init__(self, spectrogram_layer, head, bf16=False):
         super().__init__()
@@ -32,26 +36,41 @@ class SpectrogramNet(nn.Module):
         self.bf16 = bf16
 
     def forward(self, clips):
-        """Clips, shape = (batch, time), to logits (batch, n_classes) and features (batch, 1, bands, frames)."""
+        """Clips, shape = (batch, time), to logits (batch, n_classes) and features (batch, 1, bands,
+        frames).
+        """
         features = self.spectrogram_layer(clips).unsqueeze(1)
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
-            # Heads take time first: that is how PANNs are trained and how the layer's output lies in memory.
+            # Heads take time first: that is how PANNs are trained and how the layer's output lies
+            # in memory.
             logits = self.head(features.transpose(-1, -2))
         return logits.to(features.dtype), features
 
 
 def power_spectrogram(config):
     if config["optimized"]:
-        raise InputError(f"config: {config['model_name']} needs optimized: False, its input cannot change size with λ.")
+        raise InputError(
+            f"config: {config['model_name']} needs optimized: False, its input cannot change size with λ."
+        )
     arguments = {key: config[key] for key in ("hop_length", "init_lambd", "normalize_window")}
     return DifferentiableSpectrogram(**arguments), config["n_points"] + 1
 
 
 def log_mel(config):
     require(config, config["model_name"], "resample_rate", "n_mels", "energy_normalize")
-    same = ("n_mels", "hop_length", "init_lambd", "normalize_window", "optimized", "continuous", "zero_floor")
+    same = (
+        "n_mels",
+        "hop_length",
+        "init_lambd",
+        "normalize_window",
+        "optimized",
+        "continuous",
+        "zero_floor",
+    )
     arguments = {key: config[key] for key in same}
-    return DMEL(config["resample_rate"], log=config["energy_normalize"], **arguments), config["n_mels"]
+    return DMEL(config["resample_rate"], log=config["energy_normalize"], **arguments), config[
+        "n_mels"
+    ]
 
 
 def linear(frames, bands, n_classes, config, normalize=False, dropout=False):
@@ -61,7 +80,9 @@ def linear(frames, bands, n_classes, config, normalize=False, dropout=False):
 
 def mlp(frames, bands, n_classes, config, hidden=128, dropout=False):
     between = [nn.ReLU()] + [Dropout(DROPOUT)] * dropout
-    return nn.Sequential(nn.Flatten(), nn.Linear(frames * bands, hidden), *between, nn.Linear(hidden, n_classes))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(frames * bands, hidden), *between, nn.Linear(hidden, n_classes)
+    )
 
 
 def convolution(frames, bands, n_classes, config):
@@ -70,18 +91,26 @@ def convolution(frames, bands, n_classes, config):
 
 
 class Cnn6(nn.Module):
-    """Cnn6 of Kong et al., PANNs: Large-scale pretrained audio neural networks for audio pattern recognition, 2020."""
+    """Cnn6 of Kong et al., PANNs: Large-scale pretrained audio neural networks for audio pattern
+    recognition, 2020.
+    """
 
     def __init__(self, frames, bands, n_classes, config):
         super().__init__()
         if min(frames, bands) < 16:  # it halves them four times
-            raise InputError(f"config: panns_cnn6 needs 16 or more of both: {frames} frames and n_mels = {bands}.")
+            raise InputError(
+                f"config: panns_cnn6 needs 16 or more of both: {frames} frames and n_mels = {bands}."
+            )
         self.augment = config["augment"]
         self.bn1 = nn.BatchNorm2d(bands)
         for i, (before, after) in enumerate(pairwise([1, 64, 128, 256, 512]), start=1):
             convolution = nn.Conv2d(before, after, kernel_size=5, padding=2, bias=False)
-            named = OrderedDict(conv1=convolution, bn1=nn.BatchNorm2d(after))  # as in the published checkpoint
-            block = nn.Sequential(named).extend([nn.ReLU(inplace=True), nn.AvgPool2d(2), Dropout(DROPOUT)])
+            named = OrderedDict(
+                conv1=convolution, bn1=nn.BatchNorm2d(after)
+            )  # as in the published checkpoint
+            block = nn.Sequential(named).extend(
+                [nn.ReLU(inplace=True), nn.AvgPool2d(2), Dropout(DROPOUT)]
+            )
             self.add_module(f"conv_block{i}", block)  # halves frames and bands
         self.dropout = Dropout(0.5)
         self.fc1 = nn.Linear(512, 512)
@@ -107,7 +136,9 @@ class Cnn6(nn.Module):
 
 def one_hot_cross_entropy(logits, labels):
     """Binary cross entropy of sigmoid outputs against one-hot labels, mean over batch and classes."""
-    return F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+    return F.binary_cross_entropy_with_logits(
+        logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    )
 
 
 MODELS = {  # model_name: (front end, head, loss of logits and labels)
@@ -128,7 +159,9 @@ def build(config):
     """The network of a config and its loss function; raises InputError where it cannot be built."""
     config = complete(config)
     if config["model_name"] not in MODELS:
-        raise InputError(f"config: model_name '{config['model_name']}' is not one of {', '.join(MODELS)}.")
+        raise InputError(
+            f"config: model_name '{config['model_name']}' is not one of {', '.join(MODELS)}."
+        )
     front_end, head, loss_function = MODELS[config["model_name"]]
     spectrogram_layer, bands = front_end(config)
     spectrogram_layer.lambd.requires_grad_(config["trainable"])
@@ -139,14 +172,24 @@ def build(config):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU 16 random bits per element draw the mask, a quarter of the time that torch's own takes."""
+    """nn.Dropout; on a CPU 16 random bits per element draw the mask, a quarter of the time that
+    torch's own takes.
+    """
 
     def forward(self, x):
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        bits = (
+            torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+            .random_(-(2**63), None)
+            .view(torch.int16)
+        )
         mask = torch.empty_like(x, requires_grad=False)  # filled in the order of memory
-        torch.ge(bits[: x.numel()], round(self.p * 2**16) - 2**15, out=mask.as_strided((x.numel(),), (1,)))
+        torch.ge(
+            bits[: x.numel()],
+            round(self.p * 2**16) - 2**15,
+            out=mask.as_strided((x.numel(),), (1,)),
+        )
         return x * mask.div_(1 - self.p)
 
 
@@ -158,15 +201,22 @@ class BandNorm(nn.BatchNorm1d):
 
 
 def load_published(net, path):
-    """Fills a Cnn6 with the weights of the published AudioSet checkpoint at path, all but the classifier."""
-    # Beside the weights the file may hold numpy arrays and numbers of the authors' sampler, under numpy 1's names.
+    """Fills a Cnn6 with the weights of the published AudioSet checkpoint at path, all but the
+    classifier.
+    """
+    # Beside the weights the file may hold numpy arrays and numbers of the authors' sampler, under
+    # numpy 1's names.
     numpy_globals = [np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd")]
     for function in (np._core.multiarray._reconstruct, np._core.multiarray.scalar):
         numpy_globals += [function, (function, f"numpy.core.multiarray.{function.__name__}")]
     try:
         with torch.serialization.safe_globals(numpy_globals):
             published = torch.load(path or "", map_location="cpu", weights_only=True)["model"]
-        weights = {key: published[re.sub("^bn1", "bn0", key)] for key in net.state_dict() if "esc50" not in key}
+        weights = {
+            key: published[re.sub("^bn1", "bn0", key)]
+            for key in net.state_dict()
+            if "esc50" not in key
+        }
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("it holds weights that are not numbers")
         net.load_state_dict(weights, strict=False)

@@ -1,7 +1,9 @@
-"""The experiments: every function of this file is one, a Ray Tune search space for a number of epochs.
+"""The experiments: every function of this file is one, a Ray Tune search space for a number of
+epochs.
 
-Edit a value, or add a function of your own and run it by its name; config.py says what every key means. Every value of
-a tune.grid_search is tried with every one of the others; tune.uniform, tune.choice and the like draw one per trial.
+Edit a value, or add a function of your own and run it by its name; config.py says what every key
+means. Every value of a tune.grid_search is tried with every one of the others; tune.uniform,
+tune.choice and the like draw one per trial.
 """
 
 from ray import tune
@@ -24,7 +26,9 @@ def audio_mnist(max_epochs):
         "normalize_window": False,
         "augment": False,
         "pretrained": False,
-        "init_lambd": tune.grid_search([SAMPLE_RATE * seconds / WINDOW_SIGMAS for seconds in (0.010, 0.035, 0.300)]),
+        "init_lambd": tune.grid_search(
+            [SAMPLE_RATE * seconds / WINDOW_SIGMAS for seconds in (0.010, 0.035, 0.300)]
+        ),
         "trainable": tune.grid_search([True, False]),
         "optimizer_name": "adam",
         "lr_model": 1e-4,
@@ -49,7 +53,9 @@ def esc50(max_epochs):
         "normalize_window": False,
         "augment": False,
         "pretrained": False,
-        "init_lambd": tune.grid_search([SAMPLE_RATE * seconds / WINDOW_SIGMAS for seconds in (0.010, 0.035, 0.300)]),
+        "init_lambd": tune.grid_search(
+            [SAMPLE_RATE * seconds / WINDOW_SIGMAS for seconds in (0.010, 0.035, 0.300)]
+        ),
         "trainable": tune.grid_search([True, False]),
         "optimizer_name": "adam",
         "lr_model": 1e-4,
@@ -86,7 +92,9 @@ def time_frequency(max_epochs):
 
 
 def audio_mnist_continuous(max_epochs):
-    """Beyond the paper: does it help that the mel spectrogram does not jump where the FFT size doubles?"""
+    """Beyond the paper: does it help that the mel spectrogram does not jump where the FFT size
+    doubles?
+    """
     return {**audio_mnist(max_epochs), "continuous": True}
 
 

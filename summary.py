@@ -1,6 +1,8 @@
-"""Results of experiments and their statistics, for produce_tables.py and produce_figures.py. Starts without torch.
+"""Results of experiments and their statistics, for produce_tables.py and produce_figures.py. Starts
+without torch.
 
-An experiment's trials fall into cells, one for each model and initial window, and each of these into two halves.
+An experiment's trials fall into cells, one for each model and initial window, and each of these
+into two halves.
 """
 
 import io
@@ -33,7 +35,9 @@ CELL = ["config/model_name", "model", "cell", "init_window", "init"]  # what its
 
 
 class Interval:
-    """Mean of n values, standard deviation (n − 1), 95 % interval of the mean by Student's t; NaN for too few."""
+    """Mean of n values, standard deviation (n − 1), 95 % interval of the mean by Student's t; NaN
+    for too few.
+    """
 
     def __init__(self, values):
         values = pd.Series(values, dtype=float)
@@ -56,13 +60,17 @@ def halves(trials):
 
 
 def paired(first, second, column, relation=operator.sub):
-    """Interval of first − second, or another relation, in a column of trials, one for each seed that both have."""
+    """Interval of first − second, or another relation, in a column of trials, one for each seed
+    that both have.
+    """
     first, second = (trials.groupby("config/seed")[column].mean() for trials in (first, second))
     return Interval(relation(first, second).dropna())
 
 
 def differences(trials):
-    """(model, window, accuracy of the baseline, Interval of DMEL − it, paired by seed) of cells with both halves."""
+    """(model, window, accuracy of the baseline, Interval of DMEL − it, paired by seed) of cells
+    with both halves.
+    """
     for (_, model, _, _, init), cell in trials.groupby(CELL):
         trained, fixed = halves(cell)
         if (values := paired(trained, fixed, "accuracy")).n:
@@ -70,12 +78,16 @@ def differences(trials):
 
 
 def fixed_runs(trials):
-    """Interval of how many fixed windows a DMEL run costs, by seed: mean seconds over the initial windows of each."""
+    """Interval of how many fixed windows a DMEL run costs, by seed: mean seconds over the initial
+    windows of each.
+    """
     return paired(*halves(trials), "seconds", operator.truediv)
 
 
 def settling_epoch(lambds):
-    """First epoch from which λ stays within 10 % of its last value; NaN where that is in the last 10 % of them."""
+    """First epoch from which λ stays within 10 % of its last value; NaN where that is in the last
+    10 % of them.
+    """
     lambds = np.abs(np.asarray(lambds))
     outside = np.flatnonzero(np.abs(lambds / lambds[-1] - 1) > 0.1)
     epoch = outside[-1] + 2 if len(outside) else 1
@@ -83,13 +95,19 @@ def settling_epoch(lambds):
 
 
 def window_text(in_samples, *windows):
-    """A window, or several in brackets: λ in samples with a decimal, or ms cut to whole ones (35 may be 34.999999)."""
+    """A window, or several in brackets: λ in samples with a decimal, or ms cut to whole ones (35
+    may be 34.999999).
+    """
     texts = [f"{window:.1f}" if in_samples else f"{int(window + 1e-6)}" for window in windows]
-    return (texts[0] if len(texts) == 1 else f"({', '.join(texts)})") + ("" if in_samples else " ms")
+    return (texts[0] if len(texts) == 1 else f"({', '.join(texts)})") + (
+        "" if in_samples else " ms"
+    )
 
 
 def markdown_table(headings, rows, text=str):
-    """A Markdown table; rows: of as many values as there are headings; text: value -> text of a cell."""
+    """A Markdown table; rows: of as many values as there are headings; text: value -> text of a
+    cell.
+    """
     lines = [headings, ["---"] * len(headings), *([text(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -99,29 +117,52 @@ class Results(NamedTuple):
 
     name: str
     n_started: int  # trials, 0 where no plan is there
-    trials: pd.DataFrame = pd.DataFrame(columns=["epochs"])  # see parse_trials and parse_epochs; no rows without them
-    in_samples: bool = True  # windows are told as λ, for want of a sample rate to tell them as 6λ in ms
+    trials: pd.DataFrame = pd.DataFrame(
+        columns=["epochs"]
+    )  # see parse_trials and parse_epochs; no rows without them
+    in_samples: bool = (
+        True  # windows are told as λ, for want of a sample rate to tell them as 6λ in ms
+    )
 
 
 def read_all(storage):
-    """Results by name: the paper's, then others that were begun, but none that main.py --restart moved aside."""
-    others = [name for name in storage.list() if name not in EXPERIMENTS and not re.search(r"\.\d{8}-\d{6}$", name)]
+    """Results by name: the paper's, then others that were begun, but none that main.py --restart
+    moved aside.
+    """
+    others = [
+        name
+        for name in storage.list()
+        if name not in EXPERIMENTS and not re.search(r"\.\d{8}-\d{6}$", name)
+    ]
     experiments = {name: read_results(storage, name) for name in (*EXPERIMENTS, *others)}
-    return {name: results for name, results in experiments.items() if name in EXPERIMENTS or results.n_started}
+    return {
+        name: results
+        for name, results in experiments.items()
+        if name in EXPERIMENTS or results.n_started
+    }
 
 
 def read_results(storage, name):
     """The Results of one experiment; raises InputError where a file of it is not as it was written."""
-    n_started = read(storage, RECORD.format(name), lambda c: sum(b["n_trials"] for b in json.loads(c)["batches"]), 0)
+    n_started = read(
+        storage,
+        RECORD.format(name),
+        lambda c: sum(b["n_trials"] for b in json.loads(c)["batches"]),
+        0,
+    )
     if (trials := read(storage, TABLE.format(name), parse_trials)) is None:
         return Results(name, n_started)
     without = trials.assign(epochs=np.nan, seconds=np.nan, settled=np.nan)
-    trials = read(storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials), without)
+    trials = read(
+        storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials), without
+    )
     return Results(name, max(n_started, len(trials)), trials, "config/resample_rate" not in trials)
 
 
 def read(storage, name, parse, absent=None):
-    """What parse makes of a file's content, absent where there is no file; InputError where it can make nothing."""
+    """What parse makes of a file's content, absent where there is no file; InputError where it can
+    make nothing.
+    """
     try:
         content = storage.read(name)
         return absent if content is None else parse(content)
@@ -132,12 +173,16 @@ def read(storage, name, parse, absent=None):
 
 
 def parse_trials(content):
-    """The table in NAME.csv by initial window and seed, and what follows from it; all windows in ms or samples."""
+    """The table in NAME.csv by initial window and seed, and what follows from it; all windows in ms
+    or samples.
+    """
     trials = parse_table(content, COLUMNS, index_col=0, dtype={"config/trainable": bool})
     wrong = trials.index.duplicated() | trials.duplicated(list(trials.filter(like="config/")))
     wrong |= trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
     if wrong.any():
-        raise ValueError(f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already")
+        raise ValueError(
+            f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already"
+        )
     trials = trials.sort_values(["config/init_lambd", "config/seed"])
     in_samples = "config/resample_rate" not in trials
     unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]
@@ -171,7 +216,9 @@ def parse_epochs(content, name, trials):
 
 
 def parse_table(content, columns, **options):
-    """The table in a CSV file with at least these columns, but no empty ones; options: those of pandas.read_csv."""
+    """The table in a CSV file with at least these columns, but no empty ones; options: those of
+    pandas.read_csv.
+    """
     table = pd.read_csv(io.BytesIO(content), **options).dropna(axis="columns", how="all")
     if not content.endswith(b"\n"):
         raise ValueError("it is cut off")
@@ -180,5 +227,7 @@ def parse_table(content, columns, **options):
             is_right = pd.to_numeric(table[column], errors="coerce").between(low, high)
             if not is_right.all():
                 line, value = is_right.argmin() + 2, table[column][~is_right].iloc[0]
-                raise ValueError(f"line {line}, column {column}: {value!r:.80} is no number from {low:g} to {high:g}")
+                raise ValueError(
+                    f"line {line}, column {column}: {value!r:.80} is no number from {low:g} to {high:g}"
+                )
     return table

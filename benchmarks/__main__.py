@@ -1,4 +1,5 @@
-"""Measures the layer, the epochs and the grid beside the usual way of doing the same, in one run on one machine.
+"""Measures the layer, the epochs and the grid beside the usual way of doing the same, in one run on
+one machine.
 
     python -m benchmarks                                                  # layer, memory, epoch: about a minute
     python -m benchmarks scaling jumps                                    # the layer as the work grows, and λ
@@ -11,10 +12,11 @@
     python -m benchmarks faults --minutes 10                              # what interruptions cost: lost must be 0
     python -m benchmarks layer step epoch grid --experiments audio_mnist esc50 --complete     # on a GPU
 
-To be run from the repository root. Prints Markdown tables; --output names a JSON file for the same, with versions and
-hardware. Times are medians after a warm-up, the compared ones taken in turns; compare only numbers of one run. "Clip by
-clip" stands in for the original software, see clip_by_clip.py. Epochs are training and validation, with λ held at its
-initial value. All of them keep freed memory for later, as trials of main.py do (MEMORY).
+To be run from the repository root. Prints Markdown tables; --output names a JSON file for the same,
+with versions and hardware. Times are medians after a warm-up, the compared ones taken in turns;
+compare only numbers of one run. "Clip by clip" stands in for the original software, see
+clip_by_clip.py. Epochs are training and validation, with λ held at its initial value. All of them
+keep freed memory for later, as trials of main.py do (MEMORY).
 """
 
 import argparse
@@ -38,7 +40,13 @@ SECTIONS = {section.__name__: section for module in MODULES for section in modul
 
 
 def text(value):
-    return str(value) if not isinstance(value, float) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return (
+        str(value)
+        if not isinstance(value, float)
+        else f"{value:.0f}"
+        if value >= 100
+        else f"{value:.3g}"
+    )
 
 
 def section(name):
@@ -55,25 +63,51 @@ def run():
 
 
 def measure():
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure the layer, the epochs and the grid.")
-    parser.add_argument("section", nargs="*", type=section, help=f"layer memory epoch, or of {' '.join(SECTIONS)}")
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Measure the layer, the epochs and the grid."
+    )
+    parser.add_argument(
+        "section", nargs="*", type=section, help=f"layer memory epoch, or of {' '.join(SECTIONS)}"
+    )
     parser.add_argument("--sections", nargs="+", type=section, default=[], help="the same")
-    parser.add_argument("--experiments", nargs="+", default=["time_frequency"], help="for epoch and grid")
-    parser.add_argument("--clips", type=int, default=3000, help="number of recordings for prepare (3000)")
-    parser.add_argument("--data_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)")
-    parser.add_argument("--complete", action="store_true", help="repeat recordings up to the complete dataset's number")
-    parser.add_argument("--epochs", type=int, default=300, help="epochs of a trial, to project a grid's time (300)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--experiments", nargs="+", default=["time_frequency"], help="for epoch and grid"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=3000, help="number of recordings for prepare (3000)"
+    )
+    parser.add_argument(
+        "--data_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)"
+    )
+    parser.add_argument(
+        "--complete",
+        action="store_true",
+        help="repeat recordings up to the complete dataset's number",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=300, help="epochs of a trial, to project a grid's time (300)"
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--minutes", type=float, default=10, help="for faults (10)")
     parser.add_argument("--seed", type=int, default=0, help="of faults (0)")
-    parser.add_argument("--tiny", action="store_true", help="to try it out: small sizes, numbers without meaning")
+    parser.add_argument(
+        "--tiny", action="store_true", help="to try it out: small sizes, numbers without meaning"
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device=cuda: there is no CUDA device here.")
     command = ["-m", "benchmarks", *sys.argv[1:]]
-    if not MEMORY.items() <= os.environ.items():  # it holds from the start of a process: all ways are measured so
-        os.execve(sys.executable, [sys.executable, *command], os.environ | MEMORY | {"PYTHONWARNINGS": "ignore"})
+    if (
+        not MEMORY.items() <= os.environ.items()
+    ):  # it holds from the start of a process: all ways are measured so
+        os.execve(
+            sys.executable,
+            [sys.executable, *command],
+            os.environ | MEMORY | {"PYTHONWARNINGS": "ignore"},
+        )
     report = {**provenance(), "command": shlex.join(["python", *command]), "device": args.device}
     report |= {"threads": torch.get_num_threads(), "sections": {}}
     for name in [*args.section, *args.sections] or ["layer", "memory", "epoch"]:

@@ -1,7 +1,8 @@
 """What the sections compare with: the original software's way, every clip alone.
 
-A plain STFT under autograd, with a mel filter bank built for each clip; an epoch takes single clips out of a DataLoader
-with two worker processes and copies the features of every batch to the CPU's memory.
+A plain STFT under autograd, with a mel filter bank built for each clip; an epoch takes single clips
+out of a DataLoader with two worker processes and copies the features of every batch to the CPU's
+memory.
 """
 
 import time
@@ -31,13 +32,23 @@ class ClipByClip(nn.Module):
         n = torch.arange(length, device=clip.device)
         window = torch.exp(-(((n - length / 2) / self.lambd) ** 2) / 2)
         spectrum = torch.stft(
-            clip - clip.mean(), n_fft, layer.hop_length, length, window, pad_mode="constant", return_complex=True
+            clip - clip.mean(),
+            n_fft,
+            layer.hop_length,
+            length,
+            window,
+            pad_mode="constant",
+            return_complex=True,
         )
         power = spectrum.abs().square()
         if not has_filters:
             return power
         filters = torchaudio.functional.melscale_fbanks(
-            n_fft // 2 + 1, layer.f_min, layer.f_max or layer.sample_rate // 2, layer.n_mels, layer.sample_rate
+            n_fft // 2 + 1,
+            layer.f_min,
+            layer.f_max or layer.sample_rate // 2,
+            layer.n_mels,
+            layer.sample_rate,
         )
         return torch.log(filters.to(clip.device).t() @ power + 1e-10)
 
@@ -57,9 +68,15 @@ def epoch_seconds(config, data):
     start = time.perf_counter()
     for training in (True, False):
         part = data.splits["train" if training else "valid"]
-        clips = torch.utils.data.Subset(torch.utils.data.TensorDataset(data.clips, data.labels), part.tolist())
+        clips = torch.utils.data.Subset(
+            torch.utils.data.TensorDataset(data.clips, data.labels), part.tolist()
+        )
         loader = torch.utils.data.DataLoader(
-            clips, config["batch_size"], shuffle=training, num_workers=2, multiprocessing_context="fork"
+            clips,
+            config["batch_size"],
+            shuffle=training,
+            num_workers=2,
+            multiprocessing_context="fork",
         )
         net.train(training)
         with torch.set_grad_enabled(training):

@@ -1,4 +1,6 @@
-"""The section that disturbs runs of main.py at random moments and compares what they leave with an undisturbed one."""
+"""The section that disturbs runs of main.py at random moments and compares what they leave with an
+undisturbed one.
+"""
 
 import collections
 import contextlib
@@ -26,7 +28,9 @@ PATIENCE_SECONDS = 400  # for a run to end after a fault
 
 
 def faults(args):
-    """Faults at random moments of a run, each followed by the same command; lost: runs whose final numbers differ"""
+    """Faults at random moments of a run, each followed by the same command; lost: runs whose final
+    numbers differ
+    """
     draw, times, lost = random.Random(args.seed), collections.Counter(), collections.Counter()
     seconds, begin = 60 * (args.minutes if not args.tiny else 0.5), time.monotonic()
     with tempfile.TemporaryDirectory() as folder, tqdm(unit="fault", desc="faults") as progress:
@@ -36,14 +40,18 @@ def faults(args):
         while time.monotonic() - begin < seconds:
             with small_disk(Path(folder, "disturbed")) as results:
                 suffered = []
-                while not KINDS[kind := draw.choice(WEIGHTED)](draw.uniform(0, LONGEST_SECONDS), results):
+                while not KINDS[kind := draw.choice(WEIGHTED)](
+                    draw.uniform(0, LONGEST_SECONDS), results
+                ):
                     suffered.append(kind)
                     progress.update()
                 times.update(suffered)
                 if not numbers_of(results).equals(expected):
                     lost.update(set(suffered))
     for kind in (*KINDS, "all"):
-        n_times, n_lost = (count.total() if kind == "all" else count[kind] for count in (times, lost))
+        n_times, n_lost = (
+            count.total() if kind == "all" else count[kind] for count in (times, lost)
+        )
         yield {"fault": kind, "times": n_times, "lost": n_lost}
 
 
@@ -57,7 +65,12 @@ def start(results, *flags, limit=None):
 
 def numbers_of(results):
     """The table that predict_test.py makes of finished trials, what belongs to the moment left out."""
-    command = [sys.executable, ROOT / "predict_test.py", f"--dataset_name={NAME}", f"--ray_results_dir={results}"]
+    command = [
+        sys.executable,
+        ROOT / "predict_test.py",
+        f"--dataset_name={NAME}",
+        f"--ray_results_dir={results}",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return pd.read_csv(results / NAME / f"{NAME}.csv", index_col=0).drop(columns=OF_THE_MOMENT)
 
@@ -81,7 +94,9 @@ def ended_before(process, seconds):
     with contextlib.suppress(subprocess.TimeoutExpired):
         if process.wait(seconds) == 0:
             return True
-        raise RuntimeError(f"a run ended with exit code {process.returncode} before anything happened to it")
+        raise RuntimeError(
+            f"a run ended with exit code {process.returncode} before anything happened to it"
+        )
     return False
 
 
@@ -92,7 +107,9 @@ def disturbed(act):
         process = start(results)
         if ended_before(process, seconds):
             return True
-        with contextlib.suppress(psutil.NoSuchProcess, IndexError):  # it is not there yet, or no longer
+        with contextlib.suppress(
+            psutil.NoSuchProcess, IndexError
+        ):  # it is not there yet, or no longer
             act(psutil.Process(process.pid))
         process.wait(PATIENCE_SECONDS)
         return False
@@ -104,7 +121,11 @@ def kill_child(name):
     """Kills a process of the run, such as the raylet or a worker that trains."""
 
     def act(process):
-        found = [child for child in process.children(recursive=True) if name in f"{child.name()} {child.cmdline()}"]
+        found = [
+            child
+            for child in process.children(recursive=True)
+            if name in f"{child.name()} {child.cmdline()}"
+        ]
         found[0].kill()
 
     return act
@@ -131,7 +152,11 @@ def lose_node(seconds, results):
     """A cluster of two nodes, one of which goes away; the run goes on with the other."""
     script = "import sys; from benchmarks.faults import two_nodes; two_nodes(float(sys.argv[1]))"
     nodes = subprocess.Popen(
-        [sys.executable, "-c", script, str(seconds)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(seconds)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         address = nodes.stdout.readline().strip()
@@ -143,7 +168,9 @@ def lose_node(seconds, results):
 
 
 def two_nodes(seconds):
-    """Two Ray nodes until the standard input ends; prints their address, and one of them goes away after a while."""
+    """Two Ray nodes until the standard input ends; prints their address, and one of them goes away
+    after a while.
+    """
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

@@ -28,7 +28,9 @@ def layer(args):
             SAMPLE_RATE, n_fft=dmel.n_fft, hop_length=HOP_LENGTH, n_mels=N_MELS
         ).to(args.device)
         n_ffts = 2 * len(clips) * (clips.shape[1] // HOP_LENGTH + 1)
-        block = torch.randn(max(1, min(n_ffts, CPU_BLOCK // dmel.n_fft)), dmel.n_fft, device=args.device)
+        block = torch.randn(
+            max(1, min(n_ffts, CPU_BLOCK // dmel.n_fft)), dmel.n_fft, device=args.device
+        )
         ours, standin, forward, ffts = medians(
             args,
             forward_backward(dmel, clips),
@@ -60,18 +62,27 @@ def memory(args):
     """Memory of forward and backward beyond input and output, 32 clips of 5 s, window 300 ms"""
     for name, of_clips in (("DMEL", False), ("clip by clip", False), ("DMEL", True)):
         with fresh_process() as pool:  # where nothing is left over from before
-            n_bytes = pool.submit(extra_memory, name, of_clips, 2 if args.tiny else 32, args.device).result()
-        yield {"way": name, "gradient of": "λ and the clips" if of_clips else "λ", "MiB": n_bytes / 2**20}
+            n_bytes = pool.submit(
+                extra_memory, name, of_clips, 2 if args.tiny else 32, args.device
+            ).result()
+        yield {
+            "way": name,
+            "gradient of": "λ and the clips" if of_clips else "λ",
+            "MiB": n_bytes / 2**20,
+        }
 
 
 def extra_memory(name, of_clips, n_clips, device):
     dmel = make_layer(0.300, device)
     way = dmel if name == "DMEL" else ClipByClip(dmel)
-    # Libraries load and threads start here; on a short clip, as memory that it frees is not counted when used again.
+    # Libraries load and threads start here; on a short clip, as memory that it frees is not counted
+    # when used again.
     features = way(torch.randn(1, SAMPLE_RATE // 2, device=device, requires_grad=of_clips))
     features.backward(torch.randn_like(features))
     clips = torch.randn(n_clips, 5 * SAMPLE_RATE, device=device, requires_grad=of_clips)
-    upstream = torch.randn(N_MELS, clips.shape[1] // HOP_LENGTH + 1, device=device).expand(n_clips, -1, -1)
+    upstream = torch.randn(N_MELS, clips.shape[1] // HOP_LENGTH + 1, device=device).expand(
+        n_clips, -1, -1
+    )
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -94,7 +105,10 @@ def scaling(args):
     grids = [
         [(n_clips * factor, clip_seconds, window) for factor in (1, 2, 4, 8)],
         [(n_clips, clip_seconds * factor, window) for factor in (1, 2, 4, 8)],
-        [(n_clips, clip_seconds, seconds) for seconds in (0.010, 0.035, 0.070, 0.150, 0.300, 0.600)],
+        [
+            (n_clips, clip_seconds, seconds)
+            for seconds in (0.010, 0.035, 0.070, 0.150, 0.300, 0.600)
+        ],
     ]
     for n, length, seconds in [cell for grid in grids for cell in grid]:
         dmel = make_layer(seconds, args.device)
@@ -112,14 +126,19 @@ def scaling(args):
 
 @torch.no_grad()
 def jumps(args):
-    """Change of the log-Mel where the FFT size doubles: white noise, pure tones in the band where they are strongest"""
+    """Change of the log-Mel where the FFT size doubles: white noise, pure tones in the band where
+    they are strongest
+    """
     time_axis = torch.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
     noise = torch.randn(2 if args.tiny else 64, len(time_axis))
     tones = torch.sin(2 * torch.pi * torch.linspace(60, 3900, 97)[:, None] * time_axis)
     for n_fft in (128, 256, 512, 1024):
         doubling = (n_fft + 1) / WINDOW_SIGMAS
         for continuous in (False, True):
-            layers = [DMEL(**SETTINGS, init_lambd=doubling + side * 1e-3, continuous=continuous) for side in (-1, 1)]
+            layers = [
+                DMEL(**SETTINGS, init_lambd=doubling + side * 1e-3, continuous=continuous)
+                for side in (-1, 1)
+            ]
             of_bands = (layers[1](noise) - layers[0](noise)).mean(dim=(0, 2))
             before, after = (way(tones).mean(dim=2) for way in layers)
             of_tones = (after - before).gather(1, before.argmax(dim=1, keepdim=True))
@@ -135,7 +154,9 @@ def jumps(args):
 
 @torch.no_grad()
 def levels(args):
-    """Root mean square of the log-Mel of audio_mnist's training clips; dropout of 0.2 makes noise of half of it"""
+    """Root mean square of the log-Mel of audio_mnist's training clips; dropout of 0.2 makes noise
+    of half of it
+    """
     space = read_search_space("audio_mnist", 1)
     data = datasets.load(space, recordings_of(space, args))
     clips = data.clips[data.splits["train"]]

@@ -12,7 +12,9 @@ import datasets
 
 
 def medians(args, *functions):
-    """Median milliseconds of each function: bursts of calls in turns, the first of each burst to warm up."""
+    """Median milliseconds of each function: bursts of calls in turns, the first of each burst to
+    warm up.
+    """
     times = [[] for _ in functions]
     for _ in range(1 if args.tiny else 4):
         for function, its_times in zip(functions, times, strict=True):
@@ -41,9 +43,13 @@ def forward_backward(way, clips):
 
 
 def recordings_of(space, args):
-    """Recordings of a search space; --complete repeats them up to the number of the complete dataset."""
+    """Recordings of a search space; --complete repeats them up to the number of the complete
+    dataset.
+    """
     recordings = datasets.recordings_of(space, args.data_dir)
     if recordings is None or not args.complete:
         return recordings
-    repeated = np.arange(datasets.DATASETS[space["dataset_name"]].n_recordings) % len(recordings.clips)
+    repeated = np.arange(datasets.DATASETS[space["dataset_name"]].n_recordings) % len(
+        recordings.clips
+    )
     return datasets.Recordings(*(array[repeated] for array in recordings[:3]))

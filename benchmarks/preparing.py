@@ -17,15 +17,26 @@ SCRIPT = "import datasets; datasets.main(); print(open('/proc/self/status').read
 
 
 def prepare(args):
-    """Preparation of 48 kHz recordings that lie in the page cache, as `python datasets.py` does it, start included"""
+    """Preparation of 48 kHz recordings that lie in the page cache, as `python datasets.py` does it,
+    start included
+    """
     n_clips = 60 if args.tiny else args.clips
     with tempfile.TemporaryDirectory() as folder:
         n_bytes = write_recordings(Path(folder, "audio_mnist", "data"), n_clips)
-        environment = {key: value for key, value in os.environ.items() if key not in {*MEMORY, "DMEL_CACHE_DIR"}}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in {*MEMORY, "DMEL_CACHE_DIR"}
+        }
         command = [sys.executable, "-c", SCRIPT, folder]
         begin = time.perf_counter()
         result = subprocess.run(
-            command, cwd=Path(datasets.__file__).parent, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            command,
+            cwd=Path(datasets.__file__).parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         seconds = time.perf_counter() - begin
         cache_bytes = sum(path.stat().st_size for path in Path(folder, "audio_mnist").glob("*.*"))
@@ -39,7 +50,9 @@ def prepare(args):
 
 
 def write_recordings(folder, n_clips):
-    """Noise bursts of 0.45 to 0.85 s in AudioMNIST's layout, 48 kHz and 16 bit; returns their bytes."""
+    """Noise bursts of 0.45 to 0.85 s in AudioMNIST's layout, 48 kHz and 16 bit; returns their
+    bytes.
+    """
     random = np.random.default_rng(0)
     noise = (3000 * random.standard_normal(2 * 48000)).astype(np.int16)
     n_bytes = 0

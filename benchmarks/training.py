@@ -30,7 +30,13 @@ def epoch(args):
         windows = space["init_lambd"]["grid_search"][: 1 if is_slow or args.tiny else None]
         with fresh_process() as pool:
             for trainable, lambd in itertools.product((True, False), windows):
-                config = {**space, "trainable": trainable, "init_lambd": lambd, "seed": 0, "lr_tf": 0.0}
+                config = {
+                    **space,
+                    "trainable": trainable,
+                    "init_lambd": lambd,
+                    "seed": 0,
+                    "lr_tf": 0.0,
+                }
                 config["device"] = args.device
                 first, *ours = pool.submit(epoch_times, config, args).result()
                 standin = pool.submit(clip_by_clip_times, config, args).result()
@@ -61,14 +67,30 @@ def clip_by_clip_times(config, args):
 def step(args):
     """A training step of panns_cnn6 on 32 clips of 5 s, window 35 ms, and the layer alone, ms"""
     for precision, keys in PRECISIONS.items():
-        config = {**search_spaces.esc50(1), "init_lambd": 46.7, "trainable": True, "lr_tf": 0.0, "seed": 0, **keys}
+        config = {
+            **search_spaces.esc50(1),
+            "init_lambd": 46.7,
+            "trainable": True,
+            "lr_tf": 0.0,
+            "seed": 0,
+            **keys,
+        }
         config["device"] = args.device
-        clips = torch.randn(2 if args.tiny else config["batch_size"], config["n_points"], device=args.device)
+        clips = torch.randn(
+            2 if args.tiny else config["batch_size"], config["n_points"], device=args.device
+        )
         net, *others = train.prepare(config)
         whole, alone = medians(
-            args, step_of(config, clips, net, *others), forward_backward(net.spectrogram_layer, clips)
+            args,
+            step_of(config, clips, net, *others),
+            forward_backward(net.spectrogram_layer, clips),
         )
-        yield {"precision": precision, "step": whole, "layer": alone, "part": f"{100 * alone / whole:.1f} %"}
+        yield {
+            "precision": precision,
+            "step": whole,
+            "layer": alone,
+            "part": f"{100 * alone / whole:.1f} %",
+        }
 
 
 def step_of(config, clips, net, loss_function, device):
@@ -80,9 +102,17 @@ def step_of(config, clips, net, loss_function, device):
 
 
 def operators(args):
-    """Operators that one training step starts, window trained, on one batch; views and allocations left out"""
+    """Operators that one training step starts, window trained, on one batch; views and allocations
+    left out
+    """
     for space in (search_spaces.time_frequency, search_spaces.audio_mnist, search_spaces.esc50):
-        config = {**space(1), "trainable": True, "lr_tf": 0.0, "seed": 0, "device": "cpu"}  # the same on every machine
+        config = {
+            **space(1),
+            "trainable": True,
+            "lr_tf": 0.0,
+            "seed": 0,
+            "device": "cpu",
+        }  # the same on every machine
         config["init_lambd"] = config["init_lambd"]["grid_search"][1]
         clips = torch.randn(2 if args.tiny else config["batch_size"], config["n_points"])
         net, *others = train.prepare(config)
@@ -105,9 +135,11 @@ def operators(args):
 
 
 def count_operators(function):
-    """Counter, by name, of the operators that a second call starts: the first one fills caches and optimizer state.
+    """Counter, by name, of the operators that a second call starts: the first one fills caches and
+    optimizer state.
 
     The frames of a batch are one block, as on a GPU.
+
     """
     with mock.patch.object(dmel, "CPU_BLOCK", dmel.GPU_BLOCK):
         function()
@@ -119,8 +151,9 @@ def count_operators(function):
 class OperatorCounter(TorchDispatchMode):
     """Counts the operators that compute or copy, about the kernels that a GPU would start.
 
-    Left out are views, detach and _unsafe_view among them, allocations, and what neither takes nor returns a tensor.
-    Reading a number out of a tensor (_local_scalar_dense) counts: it is a copy that the host waits for.
+    Left out are views, detach and _unsafe_view among them, allocations, and what neither takes nor
+    returns a tensor. Reading a number out of a tensor (_local_scalar_dense) counts: it is a copy
+    that the host waits for.
     """
 
     def __init__(self):
@@ -129,7 +162,9 @@ class OperatorCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         name = operator.overloadpacket.__name__
-        is_view = operator.is_view or torch.Tag.inplace_view in operator.tags or name == "_unsafe_view"
+        is_view = (
+            operator.is_view or torch.Tag.inplace_view in operator.tags or name == "_unsafe_view"
+        )
         if not is_view and "empty" not in name and "Tensor" in str(operator._schema):
             self.counts[name] += 1
         return operator(*args, **(kwargs or {}))

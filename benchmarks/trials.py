@@ -29,7 +29,9 @@ def start(args):
     n = 2 if args.tiny else 8
     with cluster.connected(), tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(folder, "start")
-        trial = tune.with_parameters(main.run_trial, recordings=None, experiment=experiment, save_seconds=10)
+        trial = tune.with_parameters(
+            main.run_trial, recordings=None, experiment=experiment, save_seconds=10
+        )
         run(do_nothing, {"config": tune.grid_search([{}] * n)})  # workers start
         times = []
         for function, n_epochs in ((do_nothing, 1), (trial, 1), (trial, 3)):
@@ -37,19 +39,30 @@ def start(args):
             times.append(timed(run, function, {"config": tune.grid_search(configs)})[0] / n)
     empty, one, three = times
     epoch = (three - one) / 2
-    yield {"empty trial": empty, "trial of one epoch": one, "epoch": epoch, "start": one - epoch - empty}
+    yield {
+        "empty trial": empty,
+        "trial of one epoch": one,
+        "epoch": epoch,
+        "start": one - epoch - empty,
+    }
 
 
 def copies(args):
     """Memory for the data, two trials at a time on one node, MiB"""
     shape = (500 if args.tiny else 10000, 8000)
     clips = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    recordings = datasets.Recordings(clips, np.zeros(len(clips), np.int64), np.arange(len(clips)) % 60 + 1)
+    recordings = datasets.Recordings(
+        clips, np.zeros(len(clips), np.int64), np.arange(len(clips)) % 60 + 1
+    )
     with cluster.connected():
         trial = tune.with_parameters(touch, recordings=recordings)
         results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
     for i, result in enumerate(results):
-        yield {"trial": i, "data": clips.nbytes / 2**20, "its own memory for it": result.metrics["own"] / 2**20}
+        yield {
+            "trial": i,
+            "data": clips.nbytes / 2**20,
+            "its own memory for it": result.metrics["own"] / 2**20,
+        }
 
 
 def grid(args):
@@ -58,17 +71,32 @@ def grid(args):
     cuda = args.device == "cuda"
     for name in args.experiments:
         for n in (1, 4) if cuda else sorted({1, os.cpu_count()}):
-            share = f"--gpus_per_trial={1 / n}" if cuda else f"--cpus_per_trial={os.cpu_count() // n}"
+            share = (
+                f"--gpus_per_trial={1 / n}" if cuda else f"--cpus_per_trial={os.cpu_count() // n}"
+            )
             with tempfile.TemporaryDirectory() as folder:
-                data_dir = complete_data(name, args, Path(folder, "data")) if args.complete else args.data_dir
-                flags = [f"--name={name}", f"--max_epochs={n_epochs}", f"--data_dir={data_dir}", share]
+                data_dir = (
+                    complete_data(name, args, Path(folder, "data"))
+                    if args.complete
+                    else args.data_dir
+                )
+                flags = [
+                    f"--name={name}",
+                    f"--max_epochs={n_epochs}",
+                    f"--data_dir={data_dir}",
+                    share,
+                ]
                 command = [sys.executable, main.__file__, *flags, f"--ray_root_dir={folder}"]
                 environment = dict(os.environ)
                 if args.complete:
                     environment.pop("DMEL_CACHE_DIR", None)  # the cache was laid out in data_dir
-                wall, _ = timed(subprocess.run, command, check=True, capture_output=True, env=environment)
+                wall, _ = timed(
+                    subprocess.run, command, check=True, capture_output=True, env=environment
+                )
                 experiment = Experiment(folder, name)
-                histories = [experiment.read_trial(key)["history"] for key in experiment.read_plan().trials]
+                histories = [
+                    experiment.read_trial(key)["history"] for key in experiment.read_plan().trials
+                ]
             epochs = [[row["time_this_iter_s"] for row in history[1:]] for history in histories]
             per_epoch = sum(map(statistics.median, epochs)) / n
             yield {
@@ -85,11 +113,23 @@ def complete_data(name, args, folder):
     space = read_search_space(name, 1)
     recordings = recordings_of(space, args)
     if recordings is not None:
-        rows = [["", 0, 0, *row] for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)]
-        name, sample_rate, n_points = space["dataset_name"], space["resample_rate"], space["n_points"]
+        rows = [
+            ["", 0, 0, *row]
+            for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)
+        ]
+        name, sample_rate, n_points = (
+            space["dataset_name"],
+            space["resample_rate"],
+            space["n_points"],
+        )
         cache = folder / name / f"{name}_{sample_rate}Hz_{n_points}.npy"
         cache.parent.mkdir(parents=True)
-        index = {"sample_rate": sample_rate, "n_points": n_points, "fit": DATASETS[name].fit.__name__, "rows": rows}
+        index = {
+            "sample_rate": sample_rate,
+            "n_points": n_points,
+            "fit": DATASETS[name].fit.__name__,
+            "rows": rows,
+        }
         write_cache(cache, index, recordings.clips)
     return folder
 
@@ -116,7 +156,9 @@ def do_nothing(config):
 
 
 def touch(config, recordings):
-    """Loads the data as a trial does, reads all of it, and reports the memory that this process alone now has."""
+    """Loads the data as a trial does, reads all of it, and reports the memory that this process
+    alone now has.
+    """
     before = psutil.Process().memory_full_info().uss
     data = datasets.load({"dataset_name": "audio_mnist"}, recordings)
     data.clips.sum()

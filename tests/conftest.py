@@ -14,7 +14,9 @@ import soundfile
 import torch
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", 400 if "--slow" in sys.argv else 100))  # of each property
+EXAMPLES = int(
+    os.environ.get("DMEL_EXAMPLES", 400 if "--slow" in sys.argv else 100)
+)  # of each property
 SHARED = Path(os.environ.get("DMEL_TEST_DATA", ROOT.parent / "shared"))  # golden/ and data/
 
 sys.path.insert(0, str(ROOT))
@@ -22,7 +24,9 @@ torch.set_num_threads(2)
 
 
 def pytest_configure():
-    """What a shell starts in its background ignores Ctrl-C, and so would the scripts that are tested."""
+    """What a shell starts in its background ignores Ctrl-C, and so would the scripts that are
+    tested.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -56,7 +60,12 @@ def write_audio_mnist(folder, speakers=("28", "12", "26"), repetitions=2):
         (folder / "data" / speaker).mkdir(parents=True)
         for repetition in range(repetitions):
             tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(24000 + 4800 * repetition) / 48000)
-            soundfile.write(folder / "data" / speaker / f"7_{speaker}_{repetition}.wav", tone, 48000, subtype="FLOAT")
+            soundfile.write(
+                folder / "data" / speaker / f"7_{speaker}_{repetition}.wav",
+                tone,
+                48000,
+                subtype="FLOAT",
+            )
     return folder
 
 
@@ -65,8 +74,13 @@ def write_esc50(folder, n=3):
     (folder / "meta").mkdir(parents=True)
     (folder / "audio").mkdir()
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44100 * 5) / 44100)
-    rows = [[f"{i % 5 + 1}-{100 + i}-A-{i}.wav", i % 5 + 1, i, "tone", "False", 100 + i, "A"] for i in range(n)]
-    table = pd.DataFrame(rows, columns=["filename", "fold", "target", "category", "esc10", "src_file", "take"])
+    rows = [
+        [f"{i % 5 + 1}-{100 + i}-A-{i}.wav", i % 5 + 1, i, "tone", "False", 100 + i, "A"]
+        for i in range(n)
+    ]
+    table = pd.DataFrame(
+        rows, columns=["filename", "fold", "target", "category", "esc10", "src_file", "take"]
+    )
     table.to_csv(folder / "meta" / "esc50.csv", index=False)
     for name in table["filename"]:
         soundfile.write(folder / "audio" / name, np.stack([tone, 0 * tone], axis=1), 44100)
@@ -113,12 +127,18 @@ class Project:
             file.write(spaces)
 
     def run(self, *command, check=True, **environment):
-        """Runs `python script ...`, `python -m ...` or `sh script ...`; the finished process, its output as text."""
+        """Runs `python script ...`, `python -m ...` or `sh script ...`; the finished process, its
+        output as text.
+        """
         program = "sh" if Path(command[0]).suffix == ".sh" else sys.executable
         result = subprocess.run(
             [program, *map(str, command)],
             cwd=self.folder,
-            env=os.environ | {"DMEL_PYTHON": sys.executable, **{key: str(value) for key, value in environment.items()}},
+            env=os.environ
+            | {
+                "DMEL_PYTHON": sys.executable,
+                **{key: str(value) for key, value in environment.items()},
+            },
             capture_output=True,
             text=True,
             timeout=300,

@@ -1,4 +1,6 @@
-"""A run of main.py in a process of its own, to disturb, and what it leaves, to compare with training without Ray."""
+"""A run of main.py in a process of its own, to disturb, and what it leaves, to compare with
+training without Ray.
+"""
 
 import contextlib
 import os
@@ -21,7 +23,12 @@ class Run:
         self.project, self.name = project, name
         self.results = project.folder / results
         self.folder = self.results / name
-        arguments = [f"--name={name}", f"--max_epochs={epochs}", f"--ray_root_dir={self.results}", "--save_seconds=0"]
+        arguments = [
+            f"--name={name}",
+            f"--max_epochs={epochs}",
+            f"--ray_root_dir={self.results}",
+            "--save_seconds=0",
+        ]
         self.command = ["main.py", *arguments, *flags]
 
     def start(self, **environment):
@@ -46,7 +53,11 @@ class Run:
 
     def n_reported(self):
         """Epochs that are written."""
-        return sum(len(state["history"]) for state in self.states().values()) if self.folder.exists() else 0
+        return (
+            sum(len(state["history"]) for state in self.states().values())
+            if self.folder.exists()
+            else 0
+        )
 
     def wait_for_epochs(self, process, n):
         """Waits until n epochs more than now are written."""
@@ -56,7 +67,9 @@ class Run:
             time.sleep(0.05)
 
     def assert_undisturbed(self, recordings=None):
-        """Asserts that every trial is, to the last bit, what train.py makes of its config in one go."""
+        """Asserts that every trial is, to the last bit, what train.py makes of its config in one
+        go.
+        """
         n_threads, states = torch.get_num_threads(), self.states()
         torch.set_num_threads(1)
         for key, config in Experiment(self.results, self.name).read_plan().trials.items():
@@ -64,14 +77,19 @@ class Run:
             for row in state["history"] + expected["history"]:
                 del row["time_this_iter_s"]
             assert state["finished"] and state["history"] == expected["history"]
-            assert all(torch.equal(state["best_net"][name], value) for name, value in expected["best_net"].items())
+            assert all(
+                torch.equal(state["best_net"][name], value)
+                for name, value in expected["best_net"].items()
+            )
         torch.set_num_threads(n_threads)
 
 
 def trained(config, recordings=None):
     """What a trial leaves at its end, trained without Ray."""
     snapshots = []
-    train.train(config, datasets.load(config, recordings), lambda row, snapshot: snapshots.append(snapshot))
+    train.train(
+        config, datasets.load(config, recordings), lambda row, snapshot: snapshots.append(snapshot)
+    )
     return snapshots[-1]()
 
 

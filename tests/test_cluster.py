@@ -1,4 +1,6 @@
-"""Clusters, simulated on this machine: several nodes, a node that goes away, shares of a GPU, the token."""
+"""Clusters, simulated on this machine: several nodes, a node that goes away, shares of a GPU, the
+token.
+"""
 
 import contextlib
 import os
@@ -53,7 +55,9 @@ def project(tmp_path_factory):
 
 @contextlib.contextmanager
 def cluster(**node):
-    cluster = Cluster(initialize_head=True, head_node_args={"object_store_memory": 100 * 2**20, **node})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"object_store_memory": 100 * 2**20, **node}
+    )
     try:
         yield cluster
     finally:
@@ -66,19 +70,30 @@ import os, ray, cluster
 with cluster.connected():
     print(repr(ray.get(ray.remote(num_cpus=1)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES")).remote())))
 """
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
     assert result.stdout.splitlines()[-1] == "''", result.stderr
 
 
 def test_two_nodes_share_the_trials_and_one_takes_over(project):
     with cluster(num_cpus=1) as nodes:
         second = nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-        heads = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes.list_all_nodes()]
+        heads = [
+            psutil.Process(node.all_processes["raylet"][0].process.pid)
+            for node in nodes.list_all_nodes()
+        ]
         run = Run(project, "two_nodes", "spoken", EPOCHS, ["--ray_address", nodes.address])
         process = run.start()
         deadline = time.monotonic() + 120
-        while not all(any(map(is_training, head.children())) for head in heads):  # two at a time, one on each node
+        while not all(
+            any(map(is_training, head.children())) for head in heads
+        ):  # two at a time, one on each node
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
             time.sleep(0.05)
         run.wait_for_epochs(process, 4)
@@ -96,7 +111,13 @@ def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_n
     results = project.folder / "not_shared"
     results.mkdir()
     with cluster(num_cpus=4, num_gpus=1) as nodes:
-        run = Run(project, "packing", "packing", 40, ["--ray_address", nodes.address, "--report_seconds=0"])
+        run = Run(
+            project,
+            "packing",
+            "packing",
+            40,
+            ["--ray_address", nodes.address, "--report_seconds=0"],
+        )
         output = run.finish().stdout
         assert "4 trials at a time, 1 CPUs each" in output
         assert max(table.count(" runs ") for table in output.split("\n\n")) == 4  # the fifth waits
@@ -104,8 +125,12 @@ def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_n
 
         mount = f"mount -t tmpfs tmpfs {results} && exec ray start --address={nodes.address} --num-cpus=1 --block"
         command = ["unshare", "--mount", "sh", "-c", mount]
-        environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-        node = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        environment = os.environ | {
+            "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        }
+        node = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             deadline = time.monotonic() + 60
             while sum(known["Alive"] for known in nodes.global_state.node_table()) < 2:
@@ -119,7 +144,10 @@ def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_n
             node.wait()
     message = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and not list(results.glob("packing/trials/*"))
-    assert re.match(rf"main.py: \S+ does not see {results}/packing/experiment\.json: name a --ray_root_dir", message)
+    assert re.match(
+        rf"main.py: \S+ does not see {results}/packing/experiment\.json: name a --ray_root_dir",
+        message,
+    )
 
 
 def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
@@ -127,7 +155,9 @@ def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
     process = run.start(RAY_AUTH_MODE="disabled")
     try:
         run.wait_for_epochs(process, 1)
-        raylet = next(child for child in psutil.Process(process.pid).children() if child.name() == "raylet")
+        raylet = next(
+            child for child in psutil.Process(process.pid).children() if child.name() == "raylet"
+        )
         address = re.search(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))[1]
         join = f"import ray; ray.init(address='{address}', logging_level='error'); print('joined')"
         mine = os.environ | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
@@ -149,4 +179,8 @@ def test_no_cluster_there(project):
     flags = ["--name=packing", "--ray_address=127.0.0.1:1"]
     result = project.run("main.py", *flags, check=False, RAY_AUTH_MODE="disabled")
     assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith("main.py: --ray_address=127.0.0.1:1: no Ray cluster")
+    assert (
+        result.stderr.strip()
+        .splitlines()[-1]
+        .startswith("main.py: --ray_address=127.0.0.1:1: no Ray cluster")
+    )

@@ -1,4 +1,6 @@
-"""config.py: every wrong value is one sentence with key, value and what is allowed; search spaces become configs."""
+"""config.py: every wrong value is one sentence with key, value and what is allowed; search spaces
+become configs.
+"""
 
 import json
 import math
@@ -11,7 +13,17 @@ from ray import tune
 
 import search_spaces
 import train
-from config import Config, InputError, complete, describe, draw, plain, read_search_space, run, trial_key
+from config import (
+    Config,
+    InputError,
+    complete,
+    describe,
+    draw,
+    plain,
+    read_search_space,
+    run,
+    trial_key,
+)
 
 PULSES = search_spaces.time_frequency(3) | {"trainable": True, "init_lambd": 6.38, "seed": 0}
 SPOKEN = search_spaces.audio_mnist(3) | {"trainable": True, "init_lambd": 46.7, "seed": 0}
@@ -37,11 +49,21 @@ WRONG_SPOKEN = {
     "n_mels": [None, 0, 10**30],
     "energy_normalize": [None],
     "tf32": [1],
-    "split": [5, "speaker", {"train": [1], "valid": [2]}, SPLIT | {"test": ["a"]}, SPLIT | {"test": [3, 2]}],
+    "split": [
+        5,
+        "speaker",
+        {"train": [1], "valid": [2]},
+        SPLIT | {"test": ["a"]},
+        SPLIT | {"test": [3, 2]},
+    ],
 }
 WRONG = [(PULSES, key, value) for key, values in WRONG_PULSES.items() for value in values]
 WRONG += [(SPOKEN, key, value) for key, values in WRONG_SPOKEN.items() for value in values]
-WRONG += [(CNN6, "n_mels", 8), (CNN6, "optimized", 1), (SPOKEN | {"energy_normalize": False}, "zero_floor", True)]
+WRONG += [
+    (CNN6, "n_mels", 8),
+    (CNN6, "optimized", 1),
+    (SPOKEN | {"energy_normalize": False}, "zero_floor", True),
+]
 
 
 @pytest.mark.parametrize(("config", "key", "value"), WRONG)
@@ -59,13 +81,22 @@ def test_missing_and_unknown_keys():
         with pytest.raises(InputError, match=f"{key} = None: Field required"):
             complete({other: value for other, value in PULSES.items() if other != key})
     for key in ("lr", 3):
-        with pytest.raises(InputError, match=rf"{key} = 1: .*known are dataset_name, .*center_offset.*bf16\)\.$"):
+        with pytest.raises(
+            InputError, match=rf"{key} = 1: .*known are dataset_name, .*center_offset.*bf16\)\.$"
+        ):
             complete(PULSES | {key: 1})
 
 
 def test_numbers_of_numpy_are_numbers():
-    numbers = {"init_lambd": np.float64(6.38), "batch_size": np.int64(128), "trainable": np.bool_(True)}
-    numbers |= {"lr_model": np.float32(0.5), "split": {part: np.array(groups) for part, groups in SPLIT.items()}}
+    numbers = {
+        "init_lambd": np.float64(6.38),
+        "batch_size": np.int64(128),
+        "trainable": np.bool_(True),
+    }
+    numbers |= {
+        "lr_model": np.float32(0.5),
+        "split": {part: np.array(groups) for part, groups in SPLIT.items()},
+    }
     config = complete(PULSES | numbers)
     assert config == complete(PULSES | {"lr_model": 0.5, "split": SPLIT})
     assert {type(config[key]) for key in numbers} == {float, int, bool, dict}
@@ -75,28 +106,48 @@ def test_numbers_of_numpy_are_numbers():
 def test_optional_keys_have_their_defaults_and_every_key_a_meaning():
     config = complete(PULSES)
     assert config.keys() == Config.model_fields.keys()
-    assert (config["continuous"], config["bf16"], config["split"], config["n_mels"]) == (False, False, None, None)
+    assert (config["continuous"], config["bf16"], config["split"], config["n_mels"]) == (
+        False,
+        False,
+        None,
+        None,
+    )
     assert all(field.description for field in Config.model_fields.values())
     assert complete(config) == config
 
 
 def test_a_key_follows_from_the_values_alone():
-    config = search_spaces.audio_mnist(1000) | {"trainable": True, "init_lambd": 8000 * 0.01 / 6, "seed": 0}
+    config = search_spaces.audio_mnist(1000) | {
+        "trainable": True,
+        "init_lambd": 8000 * 0.01 / 6,
+        "seed": 0,
+    }
     key = trial_key(config)
     assert key == "37ada0708231"  # as it always was, or experiments would not go on
-    again = dict(reversed(config.items())) | {"init_lambd": np.float64(8000 * 0.01 / 6), "continuous": False}
+    again = dict(reversed(config.items())) | {
+        "init_lambd": np.float64(8000 * 0.01 / 6),
+        "continuous": False,
+    }
     assert trial_key(again) == key
-    assert len({key, trial_key(config | {"seed": 1}), trial_key(config | {"continuous": True})}) == 3
+    assert (
+        len({key, trial_key(config | {"seed": 1}), trial_key(config | {"continuous": True})}) == 3
+    )
 
 
 # Search spaces
 
 
 def test_names_select_search_spaces(capsys):
-    names = {"esc50": "esc50", "my_audio_mnist_run2": "audio_mnist", "esc50_or_audio_mnist": "audio_mnist"}
+    names = {
+        "esc50": "esc50",
+        "my_audio_mnist_run2": "audio_mnist",
+        "esc50_or_audio_mnist": "audio_mnist",
+    }
     for name, space in {**names, "audio_mnist_zero_floor": "audio_mnist_zero_floor"}.items():
         assert read_search_space(name, 7) == plain(getattr(search_spaces, space)(7))
-        assert (f"{name}: takes the search space {space} " in capsys.readouterr().err) == (name != space)
+        assert (f"{name}: takes the search space {space} " in capsys.readouterr().err) == (
+            name != space
+        )
 
 
 def test_a_grid_is_drawn_cell_by_cell_and_samplers_from_the_seed():
@@ -110,7 +161,9 @@ def test_a_grid_is_drawn_cell_by_cell_and_samplers_from_the_seed():
     cells = {(init, trainable) for init in (1.0, 2.0, 3.0) for trainable in (True, False)}
     assert {(config["init_lambd"], config["trainable"]) for config in first} == cells
     assert len({config["lr_model"] for config in first + other}) == 12
-    assert {config["seed"] for config in first} == {3} and {config["batch_size"] for config in first} <= {32, 64}
+    assert {config["seed"] for config in first} == {3} and {
+        config["batch_size"] for config in first
+    } <= {32, 64}
     for config in first:
         train.check(config)
 
@@ -118,8 +171,12 @@ def test_a_grid_is_drawn_cell_by_cell_and_samplers_from_the_seed():
 def test_weights_are_found_from_the_folder_of_the_trials_too():
     space = plain(search_spaces.esc50(1)) | {"checkpoint_path": "weights.pth"}
     for pretrained in (True, False):
-        paths = {config["checkpoint_path"] for config in draw(space | {"pretrained": pretrained}, 0)}
-        assert all(path.startswith("/") == pretrained and path.endswith("weights.pth") for path in paths)
+        paths = {
+            config["checkpoint_path"] for config in draw(space | {"pretrained": pretrained}, 0)
+        }
+        assert all(
+            path.startswith("/") == pretrained and path.endswith("weights.pth") for path in paths
+        )
 
 
 def test_spaces_that_cannot_be_run():
@@ -139,22 +196,37 @@ def test_functions_of_the_users_that_return_no_space_or_fail(monkeypatch):
 
     broken.__module__ = "search_spaces"
     monkeypatch.setattr(search_spaces, "broken", broken, raising=False)
-    with pytest.raises(InputError, match=r"search_spaces.py: broken\(\) must return a dict, not None"):
+    with pytest.raises(
+        InputError, match=r"search_spaces.py: broken\(\) must return a dict, not None"
+    ):
         read_search_space("broken", 0)
     with pytest.raises(KeyError, match="learning_rate"):  # with its traceback
         read_search_space("broken", 1)
 
 
 def test_description_of_a_search_space_tells_domains_apart():
-    domains = [tune.uniform(1, 2), tune.uniform(1, 3), tune.loguniform(1, 2), tune.choice([1, 2]), tune.randint(1, 2)]
-    domains += [tune.randn(0, 1), tune.randn(0, 2), tune.quniform(1, 2, 0.5), tune.quniform(1, 2, 0.1)]
+    domains = [
+        tune.uniform(1, 2),
+        tune.uniform(1, 3),
+        tune.loguniform(1, 2),
+        tune.choice([1, 2]),
+        tune.randint(1, 2),
+    ]
+    domains += [
+        tune.randn(0, 1),
+        tune.randn(0, 2),
+        tune.quniform(1, 2, 0.5),
+        tune.quniform(1, 2, 0.1),
+    ]
     domains += [tune.sample_from(lambda spec: 1)]
     described = [json.dumps(describe({"key": domain})) for domain in domains]
     assert len(set(described)) == len(domains)
     assert described == [json.dumps(describe({"key": domain})) for domain in domains]
 
 
-@pytest.mark.parametrize("raised", [InputError("wrong."), OSError(28, "No space left", "/there"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "raised", [InputError("wrong."), OSError(28, "No space left", "/there"), KeyboardInterrupt()]
+)
 def test_what_the_user_can_mend_ends_in_a_sentence(raised):
     def main():
         raise raised

@@ -24,7 +24,9 @@ def pulses():
 
 
 def envelope_moments(clips):
-    """Centre and width of the energy of each clip, in samples: a pulse of width s has energy of width s/√2."""
+    """Centre and width of the energy of each clip, in samples: a pulse of width s has energy of
+    width s/√2.
+    """
     n = np.arange(clips.shape[1])
     weight = clips**2 / (clips**2).sum(axis=1, keepdims=True)
     centre = weight @ n
@@ -37,9 +39,13 @@ def test_class_0_is_one_pulse_wider_or_narrower_than_sigma(pulses):
     scale = width / 6.38
     largest = 2 * (128 / 5) / (6 * 6.38) + 1
     assert np.abs(centre - 64).max() < 1.5
-    assert scale.min() == pytest.approx(1 / largest, rel=0.05) and scale.max() == pytest.approx(largest, rel=0.05)
+    assert scale.min() == pytest.approx(1 / largest, rel=0.05) and scale.max() == pytest.approx(
+        largest, rel=0.05
+    )
     assert (scale > 1).mean() == pytest.approx(0.5, abs=0.05)
-    assert np.median(scale[scale > 1]) == pytest.approx((1 + largest) / 2, rel=0.05)  # uniform in each half
+    assert np.median(scale[scale > 1]) == pytest.approx(
+        (1 + largest) / 2, rel=0.05
+    )  # uniform in each half
 
 
 def test_class_1_is_two_pulses_of_width_sigma_apart_in_time(pulses):
@@ -58,8 +64,13 @@ def test_class_2_is_two_pulses_at_one_time_apart_in_frequency(pulses):
     centre, width = envelope_moments(clips[labels == 2])
     assert np.abs(centre - 64).mean() < 1.5
     assert np.median(width) == pytest.approx(6.38, rel=0.1)
-    spectrum = np.abs(np.fft.rfft(clips[labels == 2], 1024)) ** 2  # 0.25 cycles per sample is bin 256
-    below, above = spectrum[:, :256].argmax(axis=1) / 1024, (257 + spectrum[:, 257:].argmax(axis=1)) / 1024
+    spectrum = (
+        np.abs(np.fft.rfft(clips[labels == 2], 1024)) ** 2
+    )  # 0.25 cycles per sample is bin 256
+    below, above = (
+        spectrum[:, :256].argmax(axis=1) / 1024,
+        (257 + spectrum[:, 257:].argmax(axis=1)) / 1024,
+    )
     np.testing.assert_allclose(np.median(above + below), 0.5, atol=0.01)
     distance = (above - below) / 2
     smallest = 6.38 / 256  # so near, the two merge; the median and the largest are told exactly
@@ -77,17 +88,25 @@ def test_balance_amplitude_noise_and_offset(pulses):
     noisy, noisy_labels = datasets.draw_pulses(pulses_config())
     assert noisy.dtype == np.float32 and np.array_equal(noisy_labels, labels)
     noise = noisy - clips
-    assert noise.std() == pytest.approx(0.5 / np.sqrt(12), rel=0.02)  # uniform in [0, 0.5), then without its mean
+    assert noise.std() == pytest.approx(
+        0.5 / np.sqrt(12), rel=0.02
+    )  # uniform in [0, 0.5), then without its mean
     assert noise.max() - noise.min() < 0.5 + 0.1
     clips, labels = datasets.draw_pulses(pulses_config(noise_std=0.0, center_offset=True))
     centre, _ = envelope_moments(clips[labels == 0].astype(np.float64))
-    assert centre.min() == pytest.approx(64 - 25.6, abs=3) and centre.max() == pytest.approx(64 + 25.6, abs=3)
+    assert centre.min() == pytest.approx(64 - 25.6, abs=3) and centre.max() == pytest.approx(
+        64 + 25.6, abs=3
+    )
 
 
 def test_pulses_are_drawn_from_the_seed_and_split_without_overlap():
     first, again, other = (datasets.load(pulses_config(seed=seed)) for seed in (3, 3, 4))
     assert torch.equal(first.clips, again.clips) and not torch.equal(first.clips, other.clips)
-    assert {part: len(indices) for part, indices in first.splits.items()} == {"train": 3500, "valid": 500, "test": 1000}
+    assert {part: len(indices) for part, indices in first.splits.items()} == {
+        "train": 3500,
+        "valid": 500,
+        "test": 1000,
+    }
     assert torch.cat(list(first.splits.values())).sort().values.tolist() == list(range(5000))
 
 
@@ -103,7 +122,9 @@ OWN = {"train": [5], "valid": [1, 2], "test": [3, 4]}
 
 
 def splits_of(name, groups, split=None):
-    recordings = datasets.Recordings(np.zeros((len(groups), 2), np.float32), np.zeros(len(groups), np.int64), groups)
+    recordings = datasets.Recordings(
+        np.zeros((len(groups), 2), np.float32), np.zeros(len(groups), np.int64), groups
+    )
     return datasets.load({"dataset_name": name, "split": split}, recordings).splits
 
 
@@ -115,8 +136,12 @@ def test_esc50_splits_are_disjoint_and_complete(split, groups):
     if groups:
         assert {part: sorted(set(folds[indices])) for part, indices in splits.items()} == groups
     else:
-        expected = torch.utils.data.random_split(range(400), [0.7, 0.1, 0.2], torch.Generator().manual_seed(0))
-        assert [indices.tolist() for indices in splits.values()] == [list(part.indices) for part in expected]
+        expected = torch.utils.data.random_split(
+            range(400), [0.7, 0.1, 0.2], torch.Generator().manual_seed(0)
+        )
+        assert [indices.tolist() for indices in splits.values()] == [
+            list(part.indices) for part in expected
+        ]
     with pytest.raises(InputError, match="train split is empty"):
         splits_of("audio_mnist", np.array([12, 26, 12]))
 
@@ -127,11 +152,17 @@ SPOKEN = {"dataset_name": "audio_mnist", "resample_rate": 8000, "split": None}
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SPOKEN | {"dataset_name": "fsdd"}, "dataset_name 'fsdd' is not one of time_frequency, audio_mnist, esc50"),
+        (
+            SPOKEN | {"dataset_name": "fsdd"},
+            "dataset_name 'fsdd' is not one of time_frequency, audio_mnist, esc50",
+        ),
         (SPOKEN | {"resample_rate": None}, "key 'resample_rate' is missing: audio_mnist needs it"),
         (SPOKEN | {"split": "folds"}, "split 'folds' is not one of speakers for audio_mnist"),
         (pulses_config(split="folds"), "split is for recordings"),
-        *((pulses_config(**{key: None}), key) for key in ("n_samples", "noise_std", "sigma_ref", "center_offset")),
+        *(
+            (pulses_config(**{key: None}), key)
+            for key in ("n_samples", "noise_std", "sigma_ref", "center_offset")
+        ),
     ],
 )
 def test_configs_that_lack_something(config, message):

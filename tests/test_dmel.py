@@ -11,7 +11,14 @@ import torch
 from conftest import shared
 
 import dmel
-from dmel import DMEL, LOG_FLOOR, DifferentiableSpectrogram, fft_size, gaussian_window, mel_filter_bank
+from dmel import (
+    DMEL,
+    LOG_FLOOR,
+    DifferentiableSpectrogram,
+    fft_size,
+    gaussian_window,
+    mel_filter_bank,
+)
 
 LAYERS = ["esc50_10ms", "esc50_35ms", "esc50_300ms", "16k_40mels", "negative_lambda", "normalized"]
 LAYERS = [f"layer_{name}" for name in LAYERS]
@@ -19,16 +26,22 @@ SPECTROGRAMS = ["spectrogram_128_short", "spectrogram_128_ref", "spectrogram_128
 
 
 def clips(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def small_dmel(lambd=7.3, **arguments):
-    return DMEL(**{"sample_rate": 1000, "n_mels": 6, "hop_length": 20, "init_lambd": lambd} | arguments).double()
+    return DMEL(
+        **{"sample_rate": 1000, "n_mels": 6, "hop_length": 20, "init_lambd": lambd} | arguments
+    ).double()
 
 
 def golden(name):
     arrays = np.load(shared(f"golden/{name}.npz"))
-    tensors = {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files if key != "meta"}
+    tensors = {
+        key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files if key != "meta"
+    }
     return tensors, json.loads(str(arrays["meta"]))
 
 
@@ -41,14 +54,21 @@ def test_golden(name, dtype):
         taken |= {key: meta[key] for key in ("sample_rate", "n_mels", "f_min", "f_max")}
         layer, gradient = DMEL(init_lambd=meta["lambd"], **taken), tensors["dlambd_logmel"]
         expected = (tensors["mel"].squeeze(1).to(dtype) + LOG_FLOOR).log()
-        tolerance = 1e-5 if dtype == torch.float32 else 3e-5  # in small bands the original's rounding shows
+        tolerance = (
+            1e-5 if dtype == torch.float32 else 3e-5
+        )  # in small bands the original's rounding shows
         assert layer.n_fft == meta["n_fft"]
     else:
-        layer, gradient = DifferentiableSpectrogram(init_lambd=meta["lambd"], **taken), tensors["dlambd"]
+        layer, gradient = (
+            DifferentiableSpectrogram(init_lambd=meta["lambd"], **taken),
+            tensors["dlambd"],
+        )
         expected, tolerance = tensors["power"].squeeze(1).to(dtype), 1e-5
     features = layer(tensors["x"].to(dtype))
     assert features.dtype == dtype
-    assert (features.detach() - expected).abs().max() < tolerance * expected.abs().max()  # computed in float32
+    assert (
+        features.detach() - expected
+    ).abs().max() < tolerance * expected.abs().max()  # computed in float32
     (features * tensors["upstream"].squeeze(1)).sum().backward()
     assert layer.lambd.grad.item() == pytest.approx(gradient.item(), rel=1e-3)
     if name in LAYERS:
@@ -57,7 +77,9 @@ def test_golden(name, dtype):
 
 
 def plain_power(x, lambd, hop_length, adaptive, normalize_window):
-    """The power spectrogram by torch.stft and autograd, one clip at a time: shape = (batch, bins, frames)."""
+    """The power spectrogram by torch.stft and autograd, one clip at a time: shape = (batch, bins,
+    frames).
+    """
     time = x.shape[-1]
     support = min(int(6 * abs(lambd.item())), 2 * time)
     n_fft = 2 ** math.ceil(math.log2(support)) if adaptive else 2 * time
@@ -67,7 +89,16 @@ def plain_power(x, lambd, hop_length, adaptive, normalize_window):
         window = window / window.square().sum().sqrt()
     centred = x - x.mean(dim=-1, keepdim=True)
     stft = [
-        torch.stft(clip, n_fft, hop_length, length, window, center=True, pad_mode="constant", return_complex=True)
+        torch.stft(
+            clip,
+            n_fft,
+            hop_length,
+            length,
+            window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
         for clip in centred
     ]
     return torch.stack(stft).abs().square()
@@ -99,7 +130,9 @@ def test_equals_plain_stft_and_autograd(time, hop_length, lambd, normalize_windo
         expected = plain_power(reference_x, reference_lambd, hop_length, adaptive, normalize_window)
         if kind != "power":
             n_fft = 2 * (expected.shape[-2] - 1)
-            bank = librosa.filters.mel(sr=1000, n_fft=n_fft, n_mels=6, htk=True, norm=None, dtype=np.float64)
+            bank = librosa.filters.mel(
+                sr=1000, n_fft=n_fft, n_mels=6, htk=True, norm=None, dtype=np.float64
+            )
             expected = torch.from_numpy(bank) @ expected
         if kind == "log-mel":
             expected = (expected + LOG_FLOOR).log()
@@ -107,7 +140,9 @@ def test_equals_plain_stft_and_autograd(time, hop_length, lambd, normalize_windo
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
         upstream = clips(*expected.shape, seed=1)
         gradients = torch.autograd.grad((actual * upstream).sum(), (x, layer.lambd))
-        expected_gradients = torch.autograd.grad((expected * upstream).sum(), (reference_x, reference_lambd))
+        expected_gradients = torch.autograd.grad(
+            (expected * upstream).sum(), (reference_x, reference_lambd)
+        )
         for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-7)
 
@@ -121,7 +156,9 @@ def test_gradcheck(layer_class):
         return torch.func.functional_call(layer, {"lambd": lambd}, (x,))
 
     lambd = torch.tensor(3.3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(features, (clips(2, 41).requires_grad_(), lambd), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        features, (clips(2, 41).requires_grad_(), lambd), fast_mode=True
+    )
 
 
 def test_batch_equals_clip_by_clip_for_any_leading_dimensions():
@@ -145,18 +182,40 @@ def test_blocks_do_not_change_features_or_gradients(block, monkeypatch):
 
 
 def test_fft_size_doubles_where_the_original_doubles_it():
-    sizes = {0.0: 2, 0.2: 2, 1.0: 8, 10.82: 64, 10.84: 128, 21.49: 128, 21.51: 256, 42.82: 256, -42.84: 512}
+    sizes = {
+        0.0: 2,
+        0.2: 2,
+        1.0: 8,
+        10.82: 64,
+        10.84: 128,
+        21.49: 128,
+        21.51: 256,
+        42.82: 256,
+        -42.84: 512,
+    }
     assert {lambd: fft_size(torch.tensor(lambd)) for lambd in sizes} == sizes
-    paper = [DMEL(8000, n_mels=64, hop_length=80, init_lambd=8000 * seconds / 6) for seconds in (0.010, 0.035, 0.300)]
+    paper = [
+        DMEL(8000, n_mels=64, hop_length=80, init_lambd=8000 * seconds / 6)
+        for seconds in (0.010, 0.035, 0.300)
+    ]
     assert [layer.n_fft for layer in paper] == [128, 512, 4096]
     assert paper[1].window_length == pytest.approx(0.035)
-    assert [fft_size(lambd, 1000) for lambd in (40.0, 1e9, 1e38)] == [256, 2048, 2048]  # bounded by the clip
+    assert [fft_size(lambd, 1000) for lambd in (40.0, 1e9, 1e38)] == [
+        256,
+        2048,
+        2048,
+    ]  # bounded by the clip
 
 
 @pytest.mark.parametrize(("continuous", "low", "high"), [(False, 0.67, 0.72), (True, 0.0, 0.05)])
 def test_continuous_takes_away_the_jump_where_the_fft_size_doubles(continuous, low, high):
-    arguments, noise = {"n_mels": 64, "hop_length": 80, "continuous": continuous}, torch.randn(16, 40000)
-    before, after = (DMEL(8000, init_lambd=257 / 6 + step, **arguments)(noise) for step in (-1e-3, 1e-3))
+    arguments, noise = (
+        {"n_mels": 64, "hop_length": 80, "continuous": continuous},
+        torch.randn(16, 40000),
+    )
+    before, after = (
+        DMEL(8000, init_lambd=257 / 6 + step, **arguments)(noise) for step in (-1e-3, 1e-3)
+    )
     assert low <= abs((after - before).mean().item()) < high
 
 
@@ -166,7 +225,12 @@ def test_zero_floor_adds_a_constant_and_silence_is_0():
     for zero_floor in (False, True):
         layer = small_dmel(zero_floor=zero_floor)
         log_mel = layer(x)
-        outcomes.append((log_mel, *torch.autograd.grad((log_mel * clips(*log_mel.shape, seed=1)).sum(), layer.lambd)))
+        outcomes.append(
+            (
+                log_mel,
+                *torch.autograd.grad((log_mel * clips(*log_mel.shape, seed=1)).sum(), layer.lambd),
+            )
+        )
     (log_mel, gradient), (from_zero, same) = outcomes
     torch.testing.assert_close(from_zero, log_mel - math.log(1e-10))
     assert same == gradient and layer(torch.zeros(1, 800)).eq(0).all()
@@ -219,7 +283,10 @@ def test_second_derivatives_in_lambda_are_refused(clips_need_it):
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_second_derivatives_with_the_clips_are_right(adaptive):
     layer = small_dmel(3.3, n_mels=3, hop_length=9, optimized=adaptive)
-    x, lambd = clips(2, 31).requires_grad_(), torch.tensor(3.3, dtype=torch.float64, requires_grad=True)
+    x, lambd = (
+        clips(2, 31).requires_grad_(),
+        torch.tensor(3.3, dtype=torch.float64, requires_grad=True),
+    )
 
     def features(x, lambd):
         return torch.func.functional_call(layer, {"lambd": lambd}, (x,))
@@ -273,7 +340,14 @@ def test_training_works_after_inference_mode():
 
 
 def test_repr_tells_what_differs_from_the_defaults_and_the_window():
-    layer = DMEL(8000, n_mels=64, hop_length=80, init_lambd=-2 * 8000 * 0.035 / 6, mel_scale="slaney", f_max=3000.0)
+    layer = DMEL(
+        8000,
+        n_mels=64,
+        hop_length=80,
+        init_lambd=-2 * 8000 * 0.035 / 6,
+        mel_scale="slaney",
+        f_max=3000.0,
+    )
     settings = "hop_length=80, sample_rate=8000, n_mels=64, f_max=3000.0, mel_scale='slaney'"
     assert repr(layer) == f"DMEL({settings}, lambd=-93.33 (70 ms))"
     whole = DifferentiableSpectrogram(hop_length=1, init_lambd=6.38, remove_mean=False)
@@ -290,14 +364,20 @@ def test_filters_are_those_of_librosa(sample_rate, n_mels, f_min, f_max, norm, m
     scale = {"htk": mel_scale == "htk", "norm": norm, "dtype": np.float64}
     for n_fft in (64, 512, 4096):
         bank = mel_filter_bank(n_fft, n_mels, sample_rate, f_min, f_max, norm, mel_scale)
-        expected = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, **scale)
-        torch.testing.assert_close(bank, torch.from_numpy(expected).T, rtol=0, atol=1e-6 * bank.max().item())
+        expected = librosa.filters.mel(
+            sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, **scale
+        )
+        torch.testing.assert_close(
+            bank, torch.from_numpy(expected).T, rtol=0, atol=1e-6 * bank.max().item()
+        )
 
 
 def test_continuous_gives_filters_the_sums_they_have_at_512():
     layer = small_dmel(7.3, log=False, norm="slaney", continuous=True)
     power = DifferentiableSpectrogram(hop_length=20, init_lambd=7.3, optimized=True)(clips(2, 300))
-    bank, fine = (mel_filter_bank(n_fft, 6, 1000, 0.0, None, "slaney", "htk") for n_fft in (64, 2**15))
+    bank, fine = (
+        mel_filter_bank(n_fft, 6, 1000, 0.0, None, "slaney", "htk") for n_fft in (64, 2**15)
+    )
     bank = bank * fine.sum(dim=0) * 512 / 2**15 / bank.sum(dim=0)
     torch.testing.assert_close(layer(clips(2, 300)), bank.T @ power)
 
@@ -307,7 +387,10 @@ def test_lambda_below_a_sample_is_warned_of(recwarn):
     assert not recwarn.list
     DMEL(8000, n_mels=4, hop_length=20, init_lambd=-0.035)
     DifferentiableSpectrogram(hop_length=20, init_lambd=0.0)
-    assert ["is below 1: λ is in samples" in str(entry.message) for entry in recwarn] == [True, True]
+    assert ["is below 1: λ is in samples" in str(entry.message) for entry in recwarn] == [
+        True,
+        True,
+    ]
     assert {entry.filename for entry in recwarn} == {__file__}
 
 
@@ -333,7 +416,9 @@ def test_only_the_sample_rate_may_come_without_its_name():
         DMEL(8000, 80, 64, init_lambd=46.7)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(3, 0), torch.zeros(()), torch.zeros(3, 5, dtype=torch.int16)])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3, 0), torch.zeros(()), torch.zeros(3, 5, dtype=torch.int16)]
+)
 def test_wrong_clips(x):
     with pytest.raises(ValueError, match="clips must be floating point"):
         small_dmel()(x)

@@ -1,4 +1,6 @@
-"""The pages for people: links, examples, commands, tables and numbers in them are those of the repository."""
+"""The pages for people: links, examples, commands, tables and numbers in them are those of the
+repository.
+"""
 
 import ast
 import contextlib
@@ -15,16 +17,31 @@ import pytest
 import soundfile
 from conftest import ROOT, Project
 
-PATHS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *ROOT.glob("docs/*.md")]
+PATHS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "results" / "README.md",
+    *ROOT.glob("docs/*.md"),
+]
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in PATHS}
 README, EXTENDING = PAGES["README.md"], PAGES["docs/extending.md"]
-KEPT = ("results", "results/earlier", "results/voices")  # folders of results with the tables made of them
-TABLES = [line for folder in KEPT for line in (ROOT / folder / "tables.txt").read_text().splitlines()]
+KEPT = (
+    "results",
+    "results/earlier",
+    "results/voices",
+)  # folders of results with the tables made of them
+TABLES = [
+    line for folder in KEPT for line in (ROOT / folder / "tables.txt").read_text().splitlines()
+]
 PYTHON, SHELL = list(ROOT.glob("*.py")), list(ROOT.glob("*.sh"))
 SCRIPTS = ("main", "predict_test", "produce_tables", "produce_figures", "datasets", "benchmarks")
 FLAGS_GO_TO = {"run_experiments": "main", "run_test_predictions": "predict_test"}
 OTHERS = {"export", "pip", "ray", "tensorboard"}  # programs whose flags are not ours
-FLAGS_OF_OTHERS = {"--slow", "--strict", "--follow"}  # of run_tests.sh, and of mypy on the layer's page
+FLAGS_OF_OTHERS = {
+    "--slow",
+    "--strict",
+    "--follow",
+}  # of run_tests.sh, and of mypy on the layer's page
 
 
 def blocks(page, language):
@@ -55,7 +72,9 @@ def anchors(page):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere_and_no_folder_of_one_machine_is_named(name):
-    for file, anchor in re.findall(r"\[[^\]]*\]\((?!https://)([^)#]*)#?([^)]*)\)", without_blocks(PAGES[name])):
+    for file, anchor in re.findall(
+        r"\[[^\]]*\]\((?!https://)([^)#]*)#?([^)]*)\)", without_blocks(PAGES[name])
+    ):
         target = (ROOT / name).parent / file if file else ROOT / name
         assert target.exists(), file
         assert not anchor or anchor in anchors(target.read_text()), anchor
@@ -79,7 +98,9 @@ def test_tables_of_files_are_those_of_the_repository():
     found = {}
     for path in PYTHON:
         nodes = list(ast.walk(ast.parse(path.read_text())))
-        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names = {
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        }
         names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
         found[path.name] = names & {path.stem for path in PYTHON}
     assert told == found
@@ -103,7 +124,10 @@ def flags():
     known = {}
     for name in SCRIPTS:
         module = importlib.import_module("benchmarks.__main__" if name == "benchmarks" else name)
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as text:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(io.StringIO()) as text,
+        ):
             patch.setattr(sys, "argv", [name, "--help"])
             with pytest.raises(SystemExit, match="0"):
                 module.run() if name == "benchmarks" else module.main()
@@ -112,7 +136,9 @@ def flags():
 
 
 def commands(page):
-    """The words of each command in blocks of sh, and of those in the text that begin with python or sh."""
+    """The words of each command in blocks of sh, and of those in the text that begin with python or
+    sh.
+    """
     lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`((?:python|sh) [^`]+)`", without_blocks(page))
     for command in (command for line in lines for command in line.split("&&")):
@@ -136,7 +162,10 @@ def test_commands_and_flags_are_those_of_the_scripts(name, flags):
             assert (ROOT / words[0]).is_file() and used <= {"--slow"}, words
         if script == "benchmarks":
             sections = importlib.import_module("benchmarks.__main__").SECTIONS
-            assert set(re.match(r"[a-z ]*", " ".join(words[2:])).group().split()) <= {*sections, "voices"}, words
+            assert set(re.match(r"[a-z ]*", " ".join(words[2:])).group().split()) <= {
+                *sections,
+                "voices",
+            }, words
     text = " ".join(re.findall(r"`([^`\n]+)`", without_blocks(PAGES[name])))
     assert set(re.findall(r"(?<!\w)--\w+", text)) <= FLAGS_OF_OTHERS.union(*flags.values())
 
@@ -152,7 +181,9 @@ def test_flags_of_main_are_explained(flags):
 def test_kept_results_make_the_tables(project):
     """The commands on their page give the files beside them."""
     shutil.copytree(ROOT / "results", project.folder / "results")
-    made = [words for words in commands(PAGES["results/README.md"]) if words[1] == "produce_tables.py"]
+    made = [
+        words for words in commands(PAGES["results/README.md"]) if words[1] == "produce_tables.py"
+    ]
     assert [command[-1] for command in made] == [f"{folder}/tables.txt" for folder in KEPT]
     for *command, _, path in made:
         assert project.run(*command[1:]).stdout == (ROOT / path).read_text()
@@ -173,7 +204,10 @@ AT_LEAST = {  # tables
 def test_tables_are_those_of_the_kept_results(name):
     known = [cells(row) for row in TABLES if row.startswith("|")]
     shown = [table for table in tables(PAGES[name]) if table[0] in known]
-    assert len(shown) >= AT_LEAST[name] and [row for table in shown for row in table if row not in known] == []
+    assert (
+        len(shown) >= AT_LEAST[name]
+        and [row for table in shown for row in table if row not in known] == []
+    )
     intervals = re.findall(r"[+-]?\d+\.\d \(-?\d+\.\d to -?\d+\.\d\)", without_blocks(PAGES[name]))
     assert all(values in "\n".join(TABLES) for values in intervals)
 
@@ -186,7 +220,9 @@ def test_layer_example(capsys):
     scope = {}
     exec(example, scope)
     assert 0.03 < float(capsys.readouterr().out.split()[0]) < 0.04
-    assert abs(abs(scope["layer"].lambd.item() - 8000 * 0.035 / 6) - 1.0) < 1e-3  # one step of Adam at its own rate
+    assert (
+        abs(abs(scope["layer"].lambd.item() - 8000 * 0.035 / 6) - 1.0) < 1e-3
+    )  # one step of Adam at its own rate
 
 
 def place_of(name, text):
@@ -198,7 +234,9 @@ def place_of(name, text):
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """The scripts with all examples of the pages, and recordings to run those of README and docs/extending.md on."""
+    """The scripts with all examples of the pages, and recordings to run those of README and
+    docs/extending.md on.
+    """
     project = Project(tmp_path_factory.mktemp("extended"), spaces="")
     for block in (block for page in PAGES.values() for block in blocks(page, "python")):
         if found := re.match(r"# (\w+\.py)\n", block):
@@ -208,7 +246,11 @@ def extended(tmp_path_factory):
             script.write_text(text[:place] + space + example + space + text[place:])
     random = np.random.default_rng(0)
     places = {f"birds/{species}/{i}": 24000 for species in ("robin", "wren") for i in range(10)}
-    places |= {f"audio_mnist/data/{speaker}/{i}_{speaker}_0": 8000 for speaker in (28, 12, 26) for i in range(10)}
+    places |= {
+        f"audio_mnist/data/{speaker}/{i}_{speaker}_0": 8000
+        for speaker in (28, 12, 26)
+        for i in range(10)
+    }
     for place, n_points in places.items():
         file = project.folder / "data" / f"{place}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -238,19 +280,33 @@ def test_examples_train(extended):
     """Each example is a search space that works, and its first config trains for an epoch."""
     *lines, refusal, of_esc50 = extended.run("-c", CHECK, OMP_NUM_THREADS=1).stdout.splitlines()
     spaces = {name: configs for name, configs, rows in map(json.loads, lines) if len(rows) == 1}
-    assert {name: len(configs) for name, configs in spaces.items()} == {"lower_rates": 4, "windows": 4, "birds": 6}
-    assert {config["init_lambd"] for config in spaces["windows"]} == {8000 * 0.020 / 6, 8000 * 0.080 / 6}
-    assert {(config["model_name"], config["hidden"]) for config in spaces["birds"]} == {("mel_wide_mlp", 128)}
+    assert {name: len(configs) for name, configs in spaces.items()} == {
+        "lower_rates": 4,
+        "windows": 4,
+        "birds": 6,
+    }
+    assert {config["init_lambd"] for config in spaces["windows"]} == {
+        8000 * 0.020 / 6,
+        8000 * 0.080 / 6,
+    }
+    assert {(config["model_name"], config["hidden"]) for config in spaces["birds"]} == {
+        ("mel_wide_mlp", 128)
+    }
     assert {config["hidden"] for config in spaces["windows"]} == {512}
     assert f"main.py: {refusal}" in EXTENDING
     whole, exact, narrow = json.loads(of_esc50)  # docs/performance.md compares the last two
-    assert exact == [cell for cell in whole if cell["init_lambd"] == 8000 * 0.035 / 6] and len(exact) == 2
+    assert (
+        exact == [cell for cell in whole if cell["init_lambd"] == 8000 * 0.035 / 6]
+        and len(exact) == 2
+    )
     assert narrow == [cell | {"bf16": True} for cell in exact]
 
 
 @pytest.mark.slow
 def test_examples_run_with_ray(extended):
-    """The model, the dataset and the key of docs/extending.md in one experiment, by the commands there."""
+    """The model, the dataset and the key of docs/extending.md in one experiment, by the commands
+    there.
+    """
     extended.run("main.py", "--name=birds", "--max_epochs=1")
     extended.run("predict_test.py", "--dataset_name=birds")
     tables = extended.run("produce_tables.py").stdout

@@ -21,8 +21,24 @@ import search_spaces
 from config import InputError
 
 ORIGINAL_COLUMNS = {
-    *["loss", "valid_loss", "valid_acc", "best_valid_acc", "best_valid_loss", "lambd_est", "best_lambd_est", "energy"],
-    *["logdir", "trial_id", "training_iteration", "test_accuracy", "config/trainable", "config/init_lambd"],
+    *[
+        "loss",
+        "valid_loss",
+        "valid_acc",
+        "best_valid_acc",
+        "best_valid_loss",
+        "lambd_est",
+        "best_lambd_est",
+        "energy",
+    ],
+    *[
+        "logdir",
+        "trial_id",
+        "training_iteration",
+        "test_accuracy",
+        "config/trainable",
+        "config/init_lambd",
+    ],
 }
 
 
@@ -39,13 +55,28 @@ def test_grid_is_trained_tested_and_tabulated(project, tmp_path):
     assert list(tmp_path.iterdir()) == []  # no token of Ray's in the home
     assert "No CUDA device: training on the CPU" in output
     header, *rows = output.strip().split("\n\n")[-2].splitlines()[:5]  # the last table
-    assert header.split() == [*cluster.PARAMETERS, "trial", "epoch", "loss", "valid_loss", "valid_acc", "lambd_est"]
+    assert header.split() == [
+        *cluster.PARAMETERS,
+        "trial",
+        "epoch",
+        "loss",
+        "valid_loss",
+        "valid_acc",
+        "lambd_est",
+    ]
     assert [row.split()[3:5] for row in rows] == [["finished", "2"]] * 4
 
-    flags = ["--ray_results_dir=ray_results", "--data_base_dir=data", "--dataset_name=tiny", "--keep=results"]
+    flags = [
+        "--ray_results_dir=ray_results",
+        "--data_base_dir=data",
+        "--dataset_name=tiny",
+        "--keep=results",
+    ]
     project.run("predict_test.py", *flags)
     trials = read_table(project)
-    assert set(trials) >= ORIGINAL_COLUMNS | {f"config/{key}" for key in search_spaces.time_frequency(2)}
+    assert set(trials) >= ORIGINAL_COLUMNS | {
+        f"config/{key}" for key in search_spaces.time_frequency(2)
+    }
     assert len(trials) == 4 and trials["test_accuracy"].between(0.2, 1).all()
     assert set(trials["config/seed"]) == {0} and set(trials["training_iteration"]) == {2}
     for folder, loss in zip(trials["logdir"], trials["loss"], strict=True):  # for TensorBoard
@@ -53,7 +84,16 @@ def test_grid_is_trained_tested_and_tabulated(project, tmp_path):
         assert pd.read_csv(os.path.join(folder, "progress.csv"))["loss"].tolist()[-1] == loss
 
     epochs = pd.read_csv(project.folder / "ray_results" / "tiny" / "epochs.csv")
-    assert epochs["epoch"].tolist() == [1, 2] * 4 and epochs["trial"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert epochs["epoch"].tolist() == [1, 2] * 4 and epochs["trial"].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
     last = epochs.groupby("trial")["lambd"].last()
     assert last.tolist() == pytest.approx(trials["lambd_est"].tolist(), rel=1e-4)
 
@@ -62,7 +102,9 @@ def test_grid_is_trained_tested_and_tabulated(project, tmp_path):
     rows = re.findall(r"LinearNet & ([\d.]+) & .* & (DSPEC|baseline) & \$([\d.]+)\$", tables)
     starts, methods = [row[0] for row in rows], [row[1] for row in rows]
     assert starts == ["1.3", "1.3", "31.9", "31.9"] and methods == ["DSPEC", "baseline"] * 2
-    expected = trials.sort_values(["config/init_lambd", "config/trainable"], ascending=[True, False])["test_accuracy"]
+    expected = trials.sort_values(
+        ["config/init_lambd", "config/trainable"], ascending=[True, False]
+    )["test_accuracy"]
     assert [float(row[2]) for row in rows] == pytest.approx((100 * expected).tolist(), abs=0.051)
 
     # Tables and figures follow from what is kept, and nothing there tells of this machine.
@@ -85,12 +127,18 @@ def test_finished_experiment_is_left_alone(project):
 
 
 def files_in(folder):
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.slow
 def test_runs_are_added_and_nothing_of_a_results_folder_runs(project):
-    """With a pickle planted in every file there, each script says a sentence, and a new start trains them anew."""
+    """With a pickle planted in every file there, each script says a sentence, and a new start
+    trains them anew.
+    """
     train_tiny(project)
     project.run("predict_test.py", "--dataset_name=tiny")
     folder = project.folder / "ray_results" / "tiny"
@@ -106,23 +154,40 @@ def test_runs_are_added_and_nothing_of_a_results_folder_runs(project):
     for script, arguments in commands.items():
         result = project.run(script, *arguments, check=False)
         assert result.returncode == 1 and "unpickled" not in result.stdout + result.stderr, script
-        assert result.stderr.startswith(f"{script}: {folder.parent}") and result.stderr.strip().count("\n") == 0
+        assert (
+            result.stderr.startswith(f"{script}: {folder.parent}")
+            and result.stderr.strip().count("\n") == 0
+        )
     (folder / "experiment.json").write_text(plan)
     result = project.run("predict_test.py", "--dataset_name=tiny", check=False)
-    assert result.stderr.count("is damaged") == 4 and "no finished trial" in result.stderr.splitlines()[-1]
+    assert (
+        result.stderr.count("is damaged") == 4
+        and "no finished trial" in result.stderr.splitlines()[-1]
+    )
     result = train_tiny(project, "--num_samples=2")
-    assert result.stderr.count("main.py trains it anew") == 4 and "all trials are finished" in result.stdout
+    assert (
+        result.stderr.count("main.py trains it anew") == 4
+        and "all trials are finished" in result.stdout
+    )
     table = result.stdout.split("\n\n")[-2]
     assert table.count(" 0 finished ") == table.count(" 1 finished ") == 4  # seeds
     project.run("predict_test.py", "--dataset_name=tiny")
-    seeds = read_table(project).groupby(["config/init_lambd", "config/trainable"])["config/seed"].apply(sorted)
+    seeds = (
+        read_table(project)
+        .groupby(["config/init_lambd", "config/trainable"])["config/seed"]
+        .apply(sorted)
+    )
     assert seeds.tolist() == [[0, 1]] * 4
     batches = json.loads((folder / "experiment.json").read_text())["batches"]
     assert [batch["seeds"] for batch in batches] == [[0], [1]]
     for batch in batches:
         assert batch["command"].startswith("python main.py --name=tiny")
         assert batch["versions"]["torch"].startswith("2.11.0")
-        assert batch["hardware"]["cpu_cores"] == os.cpu_count() and batch["git_commit"] and batch["n_trials"] == 4
+        assert (
+            batch["hardware"]["cpu_cores"] == os.cpu_count()
+            and batch["git_commit"]
+            and batch["n_trials"] == 4
+        )
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +203,15 @@ def bucket(tmp_path_factory):
                 urllib.request.urlopen(request)
                 break
             time.sleep(0.1)
-        keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_EC2_METADATA_DISABLED": "true"}
-        yield f"s3://lab/results?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1", keys
+        keys = {
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        yield (
+            f"s3://lab/results?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1",
+            keys,
+        )
     finally:
         process.kill()
         process.wait()
@@ -153,12 +225,24 @@ def test_a_random_search_space_on_s3_from_training_to_tables(project, bucket):
     project.run("main.py", *flags, **keys)
     again = project.run("main.py", *flags, **keys).stdout
     assert again == f"{name}: all trials are finished, in s3://lab/results/{name}\n"
-    project.run("predict_test.py", f"--dataset_name={name}", f"--ray_results_dir={uri}", "--keep=kept", **keys)
+    project.run(
+        "predict_test.py",
+        f"--dataset_name={name}",
+        f"--ray_results_dir={uri}",
+        "--keep=kept",
+        **keys,
+    )
     trials = pd.read_csv(project.folder / "kept" / name / f"{name}.csv", index_col=0)
     assert len(trials) == 4
-    assert trials["config/init_lambd"].nunique() == 4 and trials["config/init_lambd"].between(1, 30).all()
+    assert (
+        trials["config/init_lambd"].nunique() == 4
+        and trials["config/init_lambd"].between(1, 30).all()
+    )
     assert set(trials["config/lr_model"]) <= {1e-3, 1e-2}
-    assert f"% {name}: 4 trials" in project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
+    assert (
+        f"% {name}: 4 trials"
+        in project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
+    )
     restarted = project.run("main.py", *flags, "--restart", "--num_samples=1", **keys).stdout
     aside = re.search(r"what was there is now (\S+)", restarted)[1]
     kept = project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
@@ -166,15 +250,36 @@ def test_a_random_search_space_on_s3_from_training_to_tables(project, bucket):
 
 
 WRONG = {
-    "unknown name": (["--name=esc51"], r"esc51 contains none .*: audio_mnist, .*esc50, time_frequency"),
+    "unknown name": (
+        ["--name=esc51"],
+        r"esc51 contains none .*: audio_mnist, .*esc50, time_frequency",
+    ),
     "no epochs": (["--name=esc50", "--max_epochs=0"], r"--max_epochs and --cpus_per_trial not 0"),
     "no runs": (["--name=esc50", "--num_samples=0"], r"--num_samples, .* not 0"),
-    "missing data": (["--name=esc50", "--data_dir=nowhere"], r"no recordings in 'nowhere.*download_data"),
-    "results folder": (["--name=time_frequency", "--ray_root_dir=file"], r"File exists: '\S+/file'"),
-    "results URI": (["--name=time_frequency", "--ray_root_dir=s9://x"], r"cannot use 's9://x' for results"),
-    "no name": (["--name=../time_frequency"], r"'../time_frequency' cannot be the name of an experiment"),
-    "too many CPUs": (["--name=time_frequency", "--cpus_per_trial=999"], r"has 999 CPUs and 0 GPUs .* 2 CPUs"),
-    "no GPU": (["--name=time_frequency", "--gpus_per_trial=0.25"], r"has 4 CPUs and 0.25 GPUs .*--gpus"),
+    "missing data": (
+        ["--name=esc50", "--data_dir=nowhere"],
+        r"no recordings in 'nowhere.*download_data",
+    ),
+    "results folder": (
+        ["--name=time_frequency", "--ray_root_dir=file"],
+        r"File exists: '\S+/file'",
+    ),
+    "results URI": (
+        ["--name=time_frequency", "--ray_root_dir=s9://x"],
+        r"cannot use 's9://x' for results",
+    ),
+    "no name": (
+        ["--name=../time_frequency"],
+        r"'../time_frequency' cannot be the name of an experiment",
+    ),
+    "too many CPUs": (
+        ["--name=time_frequency", "--cpus_per_trial=999"],
+        r"has 999 CPUs and 0 GPUs .* 2 CPUs",
+    ),
+    "no GPU": (
+        ["--name=time_frequency", "--gpus_per_trial=0.25"],
+        r"has 4 CPUs and 0.25 GPUs .*--gpus",
+    ),
 }
 
 
@@ -198,7 +303,11 @@ def test_wrong_arguments_are_one_sentence(case, tmp_path, monkeypatch):
         ([{"CPU": 2.0, "GPU": 1.0}], {}, {"cpu": 1, "gpu": 0.25}),
         ([{"CPU": 8.0}], {}, {"cpu": 1, "gpu": 0}),
         ([{"CPU": 8.0}], {"cpus": 2.0}, {"cpu": 2.0, "gpu": 0}),
-        ([{"CPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], {}, {"cpu": 2, "gpu": 0.25}),
+        (
+            [{"CPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}],
+            {},
+            {"cpu": 2, "gpu": 0.25},
+        ),
         ([{"CPU": 16.0, "GPU": 2.0}], {"gpus": 1.0}, {"cpu": 4, "gpu": 1.0}),
         ([{"CPU": 16.0, "GPU": 2.0}], {"gpus": 0.0}, {"cpu": 1, "gpu": 0.0}),
     ],
@@ -209,9 +318,15 @@ def test_resources_fit_the_machine(machines, flags, expected, monkeypatch):
 
 
 def nodes(*resources):
-    return [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {"CPU": 99.0}}]
+    return [{"Alive": True, "Resources": each} for each in resources] + [
+        {"Alive": False, "Resources": {"CPU": 99.0}}
+    ]
 
 
 def test_without_an_experiment(project):
     result = project.run("predict_test.py", "--dataset_name=nothing", check=False)
-    assert result.returncode != 0 and "no experiment in" in result.stderr and result.stderr.strip().count("\n") == 0
+    assert (
+        result.returncode != 0
+        and "no experiment in" in result.stderr
+        and result.stderr.strip().count("\n") == 0
+    )

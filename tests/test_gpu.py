@@ -1,4 +1,6 @@
-"""On a GPU the numbers are the CPU's; without one, no tensor of the forward pass would lie on the wrong device."""
+"""On a GPU the numbers are the CPU's; without one, no tensor of the forward pass would lie on the
+wrong device.
+"""
 
 from unittest import mock
 
@@ -18,7 +20,11 @@ with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 def config_of(space, **changes):
     config = space(1)
-    return config | {"init_lambd": config["init_lambd"]["grid_search"][1], "trainable": True, "seed": 0} | changes
+    return (
+        config
+        | {"init_lambd": config["init_lambd"]["grid_search"][1], "trainable": True, "seed": 0}
+        | changes
+    )
 
 
 @pytest.mark.parametrize("space", EXPERIMENTS)
@@ -26,18 +32,29 @@ def test_forward_with_fake_cuda_tensors(space):
     config = config_of(space, augment=True)
     n_fft, real_filters = dmel.fft_size(config["init_lambd"]), dmel.mel_filters
 
-    def filters(n_fft, continuous, n_groups, target, *settings):  # fake ones have no values to look for bins in
+    def filters(
+        n_fft, continuous, n_groups, target, *settings
+    ):  # fake ones have no values to look for bins in
         with unset_fake_temporarily():
-            ranges, weights = real_filters(n_fft, continuous, n_groups, ("cpu", torch.float32), *settings)
+            ranges, weights = real_filters(
+                n_fft, continuous, n_groups, ("cpu", torch.float32), *settings
+            )
         return ranges, [torch.empty(group.shape).to(*target) for group in weights]
 
-    with FakeTensorMode(), mock.patch.multiple(dmel, fft_size=lambda *_: n_fft, mel_filters=filters):
+    with (
+        FakeTensorMode(),
+        mock.patch.multiple(dmel, fft_size=lambda *_: n_fft, mel_filters=filters),
+    ):
         with torch.device("cuda"):
             net, loss_function = models.build(config)
             clips, labels = torch.randn(4, config["n_points"]), torch.zeros(4, dtype=torch.int64)
         for clips_need_it in (False, True):
             logits, features = net(clips.requires_grad_(clips_need_it))
-            assert {logits.device.type, features.device.type, loss_function(logits, labels).device.type} == {"cuda"}
+            assert {
+                logits.device.type,
+                features.device.type,
+                loss_function(logits, labels).device.type,
+            } == {"cuda"}
 
 
 @pytest.mark.gpu
@@ -53,7 +70,9 @@ def test_layer_as_on_the_cpu(seconds, clips_need_it):
         (log_mel * torch.linspace(-1, 1, 64, device=device)[:, None]).mean().backward()
         outcomes.append([t.cpu() for t in (log_mel, layer.lambd.grad, x.grad) if t is not None])
     for on_cpu, on_cuda in zip(*outcomes, strict=True):
-        torch.testing.assert_close(on_cuda, on_cpu, rtol=1e-3, atol=1e-3 * on_cpu.abs().max().item())
+        torch.testing.assert_close(
+            on_cuda, on_cpu, rtol=1e-3, atol=1e-3 * on_cpu.abs().max().item()
+        )
 
 
 @pytest.mark.gpu

@@ -1,4 +1,6 @@
-"""Whatever happens to a run, the same command continues it, and the results are those of trials left alone."""
+"""Whatever happens to a run, the same command continues it, and the results are those of trials
+left alone.
+"""
 
 import os
 import shutil
@@ -23,7 +25,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 16 MB; where it cannot be had, the test is skipped, in CI it fails."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", tmp_path], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", tmp_path], capture_output=True
+    )
     if mounted.returncode:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("only root can mount a small disk")
     yield tmp_path
@@ -62,7 +66,13 @@ ENDS = {  # how the output ends, where main.py itself can say so
 
 
 def test_whatever_happens_costs_no_epoch_that_is_written(disk, tmp_path_factory):
-    run = Run(Project(tmp_path_factory.mktemp("project"), STEADY), disk, "steady", EPOCHS, ["--max_failures=1"])
+    run = Run(
+        Project(tmp_path_factory.mktemp("project"), STEADY),
+        disk,
+        "steady",
+        EPOCHS,
+        ["--max_failures=1"],
+    )
     for what, end in ENDS.items():
         process = run.start()
         run.wait_for_epochs(process, 4)
@@ -78,9 +88,14 @@ def test_whatever_happens_costs_no_epoch_that_is_written(disk, tmp_path_factory)
         assert "Traceback" not in output or what in ("full disk", "gcs_server")
         if end == INTERRUPTED:  # the table before it tells no trial finished that is not
             finished = sum(state["finished"] for state in run.states().values())
-            assert " init_lambd " in (table := output.split("\n\n")[-2]) and table.count(" finished ") <= finished
+            assert (
+                " init_lambd " in (table := output.split("\n\n")[-2])
+                and table.count(" finished ") <= finished
+            )
         assert not psutil.wait_procs(family, timeout=15)[1], what  # nothing goes on writing
-        assert not folder.exists() and written <= run.n_reported() < 4 * EPOCHS  # some work was left to do
+        assert (
+            not folder.exists() and written <= run.n_reported() < 4 * EPOCHS
+        )  # some work was left to do
         (disk / "filler").unlink(missing_ok=True)
         shutil.rmtree(run.folder / "ray")  # a log that nothing depends on
     process = run.start()

@@ -1,4 +1,6 @@
-"""The layer in other projects: torch.func, half precision, meta device, copies, several processes, Lightning."""
+"""The layer in other projects: torch.func, half precision, meta device, copies, several processes,
+Lightning.
+"""
 
 import copy
 import pickle
@@ -26,16 +28,26 @@ def small_network(layer=None):
 
 @pytest.fixture
 def functions():
-    """(layer, λ, clips, a loss of λ and one clip, its gradients in both by ordinary autograd, clip by clip)."""
+    """(layer, λ, clips, a loss of λ and one clip, its gradients in both by ordinary autograd, clip
+    by clip).
+    """
     layer = small_dmel().double()
-    lambd, clips = layer.lambd.detach().clone(), torch.randn(3, 300, dtype=torch.float64, requires_grad=True)
+    lambd, clips = (
+        layer.lambd.detach().clone(),
+        torch.randn(3, 300, dtype=torch.float64, requires_grad=True),
+    )
     upstream = torch.randn(6, 16, dtype=torch.float64)
 
     def loss(lambd, clip):
         return (functional_call(layer, {"lambd": lambd}, (clip,)) * upstream).sum()
 
-    expected = [torch.autograd.grad((layer(clip) * upstream).sum(), (layer.lambd, clips)) for clip in clips]
-    in_lambd, in_clips = torch.stack([pair[0] for pair in expected]), sum(pair[1] for pair in expected)
+    expected = [
+        torch.autograd.grad((layer(clip) * upstream).sum(), (layer.lambd, clips)) for clip in clips
+    ]
+    in_lambd, in_clips = (
+        torch.stack([pair[0] for pair in expected]),
+        sum(pair[1] for pair in expected),
+    )
     dmel.mel_filters.cache_clear()
     return layer, lambd, clips.detach(), loss, in_lambd, in_clips
 
@@ -43,9 +55,15 @@ def functions():
 TRANSFORMS = {  # each gives the derivative of every clip's loss, in λ or in the clips
     "grad": lambda lambd, clips, loss: torch.stack([grad(loss)(lambd, clip) for clip in clips]),
     "per sample": lambda lambd, clips, loss: vmap(grad(loss), (None, 0))(lambd, clips),
-    "jacrev": lambda lambd, clips, loss: jacrev(lambda lambd: vmap(loss, (None, 0))(lambd, clips))(lambd),
-    "per sample, clips": lambda lambd, clips, loss: vmap(grad(loss, argnums=1), (None, 0))(lambd, clips),
-    "grad of vmap, clips": lambda lambd, clips, loss: grad(lambda x: vmap(loss, (None, 0))(lambd, x).sum())(clips),
+    "jacrev": lambda lambd, clips, loss: jacrev(lambda lambd: vmap(loss, (None, 0))(lambd, clips))(
+        lambd
+    ),
+    "per sample, clips": lambda lambd, clips, loss: vmap(grad(loss, argnums=1), (None, 0))(
+        lambd, clips
+    ),
+    "grad of vmap, clips": lambda lambd, clips, loss: grad(
+        lambda x: vmap(loss, (None, 0))(lambd, x).sum()
+    )(clips),
 }
 
 
@@ -60,7 +78,9 @@ def test_torch_func_equals_autograd(functions, transform):
     gradients = torch.autograd.grad(loss_of_all, (layer.lambd, clips))
     torch.testing.assert_close(gradients, (in_lambd.sum(), in_clips))
     target = lambd.device, lambd.dtype
-    _, cached = dmel.mel_filters(64, False, dmel.MEL_GROUPS, target, 6, 1000, 0.0, None, None, "htk")
+    _, cached = dmel.mel_filters(
+        64, False, dmel.MEL_GROUPS, target, 6, 1000, 0.0, None, None, "htk"
+    )
     assert dmel.mel_filters.cache_info().misses == 1
     assert not any(torch._C._functorch.is_functorch_wrapped_tensor(weights) for weights in cached)
 
@@ -86,8 +106,14 @@ def test_torch_func_refusals(functions):
 
 @pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
 def test_lambda_is_not_rounded(narrow):
-    network, clips = small_network(small_dmel(46.7)).to("cpu", narrow), torch.randn(2, 300).to(narrow)
-    assert network[0].lambd.dtype == torch.float32 and network[0].lambd.item() == torch.tensor(46.7).item()
+    network, clips = (
+        small_network(small_dmel(46.7)).to("cpu", narrow),
+        torch.randn(2, 300).to(narrow),
+    )
+    assert (
+        network[0].lambd.dtype == torch.float32
+        and network[0].lambd.item() == torch.tensor(46.7).item()
+    )
     features = network[0](clips)
     assert features.dtype == network[2].weight.dtype == narrow
     torch.testing.assert_close(features, network[0](clips.float()).to(narrow), rtol=0, atol=0)
@@ -101,7 +127,9 @@ def test_lambda_is_not_rounded(narrow):
 
 def test_lambda_trains_in_a_bfloat16_network():
     network, clips = small_network(small_dmel(46.7)).bfloat16(), torch.randn(4, 300).bfloat16()
-    optimizer = torch.optim.Adam([{"params": [network[0].lambd], "lr": 0.01}])  # a step that bfloat16 would lose
+    optimizer = torch.optim.Adam(
+        [{"params": [network[0].lambd], "lr": 0.01}]
+    )  # a step that bfloat16 would lose
     network(clips).float().square().mean().backward()
     optimizer.step()
     assert abs(network[0].lambd.item() - 46.7) == pytest.approx(0.01, rel=0.1)
@@ -111,7 +139,11 @@ def test_lambda_trains_in_a_bfloat16_network():
 def test_meta_device():
     with torch.device("meta"):
         network, other = small_network().half(), small_network()
-    assert network[0].lambd.is_meta and "lambd=meta" in repr(network) and network[0].lambd.dtype == torch.float32
+    assert (
+        network[0].lambd.is_meta
+        and "lambd=meta" in repr(network)
+        and network[0].lambd.dtype == torch.float32
+    )
     assert small_dmel().to("meta", torch.float16).lambd.is_meta
     clips, fresh = torch.randn(2, 300), small_network()
     network.to_empty(device="cpu")
@@ -124,7 +156,11 @@ def test_meta_device():
 
 
 def test_copies_and_pickles():
-    layer, restored, clips = small_dmel(norm="slaney"), small_dmel(12.3, norm="slaney"), torch.randn(2, 300)
+    layer, restored, clips = (
+        small_dmel(norm="slaney"),
+        small_dmel(12.3, norm="slaney"),
+        torch.randn(2, 300),
+    )
     with torch.no_grad():
         layer.lambd.fill_(8.9)
     assert list(layer.state_dict()) == ["lambd"]
@@ -136,7 +172,9 @@ def test_copies_and_pickles():
 
 def test_zero_padded_batch():
     layer, clips = small_dmel(remove_mean=False), [torch.randn(300) + 1, torch.randn(220) - 2]
-    features = layer(nn.utils.rnn.pad_sequence([clip - clip.mean() for clip in clips], batch_first=True))
+    features = layer(
+        nn.utils.rnn.pad_sequence([clip - clip.mean() for clip in clips], batch_first=True)
+    )
     careless = small_dmel()(nn.utils.rnn.pad_sequence(clips, batch_first=True))
     for whole, clip in zip(features, clips, strict=True):
         alone = small_dmel()(clip)
@@ -150,7 +188,9 @@ def loss_of(network, clips):
 
 def in_two_processes(rank, folder, recommended):
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2
+    )
     clips = torch.randn(8, 300, generator=torch.Generator().manual_seed(1))
     halves, single = clips.chunk(2), small_network()
     loss_of(single, clips).backward()
@@ -163,7 +203,13 @@ def in_two_processes(rank, folder, recommended):
     torch.testing.assert_close(parallel.module[0].lambd.grad, expected)
 
     network = small_network()
-    scope = {"torch": torch, "nn": nn, "parameter_groups": parameter_groups, "layer": network[0], "head": network[1:]}
+    scope = {
+        "torch": torch,
+        "nn": nn,
+        "parameter_groups": parameter_groups,
+        "layer": network[0],
+        "head": network[1:],
+    }
     exec(recommended, scope)
     sharded, optimizer = scope["network"], scope["optimizer"]
     loss_of(sharded, halves[rank]).backward()
@@ -187,7 +233,9 @@ def in_two_processes(rank, folder, recommended):
 
 
 def test_two_processes(tmp_path):
-    (recommended,) = re.findall(r"```python\n(# fsdp\n.*?)```", (ROOT / "docs" / "layer.md").read_text(), re.DOTALL)
+    (recommended,) = re.findall(
+        r"```python\n(# fsdp\n.*?)```", (ROOT / "docs" / "layer.md").read_text(), re.DOTALL
+    )
     torch.multiprocessing.spawn(in_two_processes, (str(tmp_path), recommended), nprocs=2)
 
 
@@ -207,12 +255,21 @@ def test_lightning(tmp_path):
         def configure_optimizers(self):
             return torch.optim.AdamW(parameter_groups(self, lr_lambd=0.5), lr=1e-4)
 
-    module, data = Classifier(), torch.utils.data.TensorDataset(torch.randn(2, 300), torch.arange(2))
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pytorch_lightning.Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    module, data = (
+        Classifier(),
+        torch.utils.data.TensorDataset(torch.randn(2, 300), torch.arange(2)),
+    )
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    trainer = pytorch_lightning.Trainer(
+        max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet
+    )
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
     assert abs(module.layer.lambd.item() - 46.7) == pytest.approx(0.5, abs=1e-3)
-    assert trainer.callback_metrics["window_ms"].item() == pytest.approx(6 * 46.7, rel=1e-6)  # at 1 kHz
+    assert trainer.callback_metrics["window_ms"].item() == pytest.approx(
+        6 * 46.7, rel=1e-6
+    )  # at 1 kHz
 
 
 class Several(nn.Module):
@@ -220,7 +277,10 @@ class Several(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = small_dmel(7.3), DifferentiableSpectrogram(hop_length=20, init_lambd=9.1)
+        self.first, self.second = (
+            small_dmel(7.3),
+            DifferentiableSpectrogram(hop_length=20, init_lambd=9.1),
+        )
         self.again, self.head = self.first, nn.Linear(3, 4)
 
 
@@ -228,12 +288,18 @@ def test_parameter_groups():
     network = Several()
     optimizer = torch.optim.SGD(parameter_groups(network, lr_lambd=0.5), lr=0.1, weight_decay=0.01)
     lambds, others = (group["params"] for group in optimizer.param_groups)
-    assert lambds == [network.first.lambd, network.second.lambd] and others == [network.head.weight, network.head.bias]
+    assert lambds == [network.first.lambd, network.second.lambd] and others == [
+        network.head.weight,
+        network.head.bias,
+    ]
     before = [parameter.detach().clone() for parameter in network.parameters()]
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    steps = [old - parameter.detach() for old, parameter in zip(before, network.parameters(), strict=True)]
+    steps = [
+        old - parameter.detach()
+        for old, parameter in zip(before, network.parameters(), strict=True)
+    ]
     assert [step.item() for step in steps[:2]] == pytest.approx([0.5, 0.5])  # without decay
     torch.testing.assert_close(steps[2], 0.1 * (1 + 0.01 * before[2]))
     assert parameter_groups(network)[0]["lr"] == 1.0

@@ -53,11 +53,17 @@ class Network(nn.Module):
         return 2 * self.head(features)
 
 
-@pytest.mark.parametrize(("network", "n_graphs"), [(Network, 2), (nn.Sequential, 0)])  # PyTorch gives the latter up
+@pytest.mark.parametrize(
+    ("network", "n_graphs"), [(Network, 2), (nn.Sequential, 0)]
+)  # PyTorch gives the latter up
 def test_compiled_network_equals_eager(network, n_graphs):
     backend, layer = CompileCounterWithBackend("aot_eager"), small_dmel()
     plain = network(layer, nn.Sequential(nn.Flatten(), nn.Linear(6 * 16, 3)))
-    eager, compiled, x = copy.deepcopy(plain), torch.compile(plain, backend=backend), torch.randn(4, 310)
+    eager, compiled, x = (
+        copy.deepcopy(plain),
+        torch.compile(plain, backend=backend),
+        torch.randn(4, 310),
+    )
     for lambd, n_fft in ((7.3, 64), (15.0, 128)):
         with torch.no_grad():
             layer.lambd.fill_(lambd)
@@ -67,7 +73,9 @@ def test_compiled_network_equals_eager(network, n_graphs):
             outputs = compiled(x)
         torch.testing.assert_close(outputs, eager(x))
         gradients = torch.autograd.grad(outputs.square().sum(), list(plain.parameters()))
-        torch.testing.assert_close(gradients, torch.autograd.grad(eager(x).square().sum(), list(eager.parameters())))
+        torch.testing.assert_close(
+            gradients, torch.autograd.grad(eager(x).square().sum(), list(eager.parameters()))
+        )
         assert gradients[0] != 0
     assert backend.frame_count == n_graphs
 
@@ -84,7 +92,9 @@ def test_frozen_compiles_into_one_graph():
 @pytest.mark.parametrize("arguments", VARIATIONS)
 def test_exported_frozen_layer(arguments):
     layer = small_dmel(**arguments)
-    exported = torch.export.export(layer.frozen(), (torch.randn(EXAMPLE),), dynamic_shapes=DIMENSIONS).module()
+    exported = torch.export.export(
+        layer.frozen(), (torch.randn(EXAMPLE),), dynamic_shapes=DIMENSIONS
+    ).module()
     for shape in SHAPES:
         x = torch.randn(shape)
         assert_layers_numbers(exported(x), layer, x)
@@ -96,8 +106,14 @@ def test_frozen_of_the_clips_length():
             layer.frozen()
         frozen, x = layer.frozen(EXAMPLE[1]), torch.randn(5, EXAMPLE[1])
         dimensions = ({0: DIMENSIONS[0][0]},)
-        exported = torch.export.export(frozen, (torch.randn(EXAMPLE),), dynamic_shapes=dimensions).module()
-        for way in (exported, torch.jit.trace(frozen, torch.randn(EXAMPLE)), torch.compile(frozen, backend="eager")):
+        exported = torch.export.export(
+            frozen, (torch.randn(EXAMPLE),), dynamic_shapes=dimensions
+        ).module()
+        for way in (
+            exported,
+            torch.jit.trace(frozen, torch.randn(EXAMPLE)),
+            torch.compile(frozen, backend="eager"),
+        ):
             assert_layers_numbers(way(x), layer, x)
 
 
@@ -105,12 +121,21 @@ def test_frozen_of_the_clips_length():
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # PyTorch's own
 def test_onnx_of_frozen_layer(spectrogram):
     layer = small_spectrogram() if spectrogram else small_dmel(norm="slaney", normalize_window=True)
-    dimensions, shapes = (({0: DIMENSIONS[0][0]},), [(1, 310)]) if spectrogram else (DIMENSIONS, SHAPES)
+    dimensions, shapes = (
+        (({0: DIMENSIONS[0][0]},), [(1, 310)]) if spectrogram else (DIMENSIONS, SHAPES)
+    )
     frozen, example = layer.frozen(EXAMPLE[1]).eval(), torch.randn(EXAMPLE)
-    program = torch.onnx.export(frozen, (example,), dynamo=True, dynamic_shapes=dimensions, verbose=False)
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    program = torch.onnx.export(
+        frozen, (example,), dynamo=True, dynamic_shapes=dimensions, verbose=False
+    )
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     for shape in shapes:
-        for x in (torch.randn(shape), torch.zeros(shape)):  # silence: the optimizer takes a constant 1e-10 for 0
+        for x in (
+            torch.randn(shape),
+            torch.zeros(shape),
+        ):  # silence: the optimizer takes a constant 1e-10 for 0
             (features,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
             assert_layers_numbers(torch.from_numpy(features), layer, x)
 

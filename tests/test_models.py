@@ -18,7 +18,11 @@ SPECTROGRAM_MODELS = ("linear_net", "bn_linear_net", "mlp_net", "conv_net")
 
 
 def config_of(model_name, **changes):
-    space = search_spaces.time_frequency if model_name in SPECTROGRAM_MODELS else search_spaces.audio_mnist
+    space = (
+        search_spaces.time_frequency
+        if model_name in SPECTROGRAM_MODELS
+        else search_spaces.audio_mnist
+    )
     config = space(1) | {"model_name": model_name, "trainable": True, "init_lambd": 20.0, "seed": 0}
     if config["dataset_name"] == "time_frequency":
         config["n_points"] = 32
@@ -36,7 +40,10 @@ def test_every_model_learns_from_its_features(model_name):
     assert features.shape == ((2, 1, 33, 33) if is_spectrogram else (2, 1, 64, 101))
     assert logits.shape == (2, 3 if is_spectrogram else 10)
     loss_function(logits, torch.tensor([0, 1])).backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in net.parameters()
+    )
     assert net.spectrogram_layer.lambd.grad != 0
     has_dropout = model_name in ("mel_linear_net", "mel_bn_linear_net", "mel_mlp_net", "panns_cnn6")
     assert torch.equal(net(clips)[0], net(clips)[0]) != has_dropout
@@ -62,15 +69,21 @@ def test_batch_norm_normalizes_every_frequency_bin():
 
 def test_config_reaches_the_layer():
     clips = torch.randn(2, 8000)
-    assert not models.build(config_of("mel_linear_net", trainable=False))[0].spectrogram_layer.lambd.requires_grad
+    assert not models.build(config_of("mel_linear_net", trainable=False))[
+        0
+    ].spectrogram_layer.lambd.requires_grad
     plain, mel, from_zero = (
         models.build(config_of("mel_linear_net", **changes))[0](clips)[1]
         for changes in ({}, {"energy_normalize": False}, {"zero_floor": True})
     )
     torch.testing.assert_close(plain, (mel + 1e-10).log())
     torch.testing.assert_close(from_zero, plain - np.log(1e-10))
-    layer = models.build(config_of("mel_linear_net", optimized=False, continuous=True, normalize_window=True))[0]
-    assert "optimized=False, normalize_window=True" in repr(layer) and "continuous=True" in repr(layer)
+    layer = models.build(
+        config_of("mel_linear_net", optimized=False, continuous=True, normalize_window=True)
+    )[0]
+    assert "optimized=False, normalize_window=True" in repr(layer) and "continuous=True" in repr(
+        layer
+    )
 
 
 def test_panns_loss_is_binary_cross_entropy_of_sigmoid_outputs():
@@ -131,7 +144,9 @@ def test_cnn6_starts_from_xavier_weights():
 def test_augment_masks_time_and_frequency_in_training_only():
     net = cnn6(64, 50, augment=True)
     seen = []
-    net.conv_block1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    net.conv_block1.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].detach())
+    )
     torch.manual_seed(0)
     x = torch.randn(40, 1, 120, 64)
     net(x)
@@ -147,7 +162,9 @@ def published_checkpoint(path):
     """A file with the keys and shapes of the published Cnn6 checkpoint."""
     state = cnn6(64, 527).state_dict()
     published = {
-        key.replace("bn1.", "bn0.", 1) if key.startswith("bn1.") else key.replace("fc_esc50", "fc_audioset"): value
+        key.replace("bn1.", "bn0.", 1)
+        if key.startswith("bn1.")
+        else key.replace("fc_esc50", "fc_audioset"): value
         for key, value in golden_weights(sorted(state), state).items()
     }
     published |= {
@@ -161,7 +178,9 @@ def published_checkpoint(path):
 
 
 def build_pretrained(path, **changes):
-    return models.build(config_of("panns_cnn6", pretrained=True, checkpoint_path=path and str(path), **changes))[0]
+    return models.build(
+        config_of("panns_cnn6", pretrained=True, checkpoint_path=path and str(path), **changes)
+    )[0]
 
 
 def test_published_checkpoint(tmp_path):
@@ -173,7 +192,10 @@ def test_published_checkpoint(tmp_path):
             torch.testing.assert_close(value, expected[key])
     assert net.head.fc_esc50.weight.shape == (10, 512)
     torch.save(torch.load(path, weights_only=False), path, pickle_module=NumpyOnePickle)
-    assert b"numpy.core.multiarray" in path.read_bytes() and b"numpy._core.multiarray" not in path.read_bytes()
+    assert (
+        b"numpy.core.multiarray" in path.read_bytes()
+        and b"numpy._core.multiarray" not in path.read_bytes()
+    )
     build_pretrained(path)
     with pytest.raises(InputError, match="size mismatch"):
         build_pretrained(path, n_mels=40)
@@ -218,7 +240,9 @@ def test_dropout_keeps_each_element_by_chance_and_the_mean(p):
     x, dropout = torch.ones(1001, 333, requires_grad=True), models.Dropout(p)
     y = dropout(x)
     kept = y != 0
-    assert kept.float().mean().item() == pytest.approx(1 - p, abs=4e-3)  # 4 standard deviations are 3.5e-3
+    assert kept.float().mean().item() == pytest.approx(
+        1 - p, abs=4e-3
+    )  # 4 standard deviations are 3.5e-3
     assert torch.equal(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
     neighbours = (kept[:, 1:] & kept[:, :-1]).float().mean().item()
     assert neighbours == pytest.approx((1 - p) ** 2, abs=6e-3)

@@ -18,7 +18,10 @@ from recordings import list_esc50, read_recording
 
 TABLE = ["filename,fold,target,category"]
 TABLE += [f'{i % 5 + 1}-{100 + i}-A-{4 * i}.wav,{i % 5 + 1},{4 * i},"a, b"' for i in range(12)]
-ROWS = [[f"audio/{name}", int(target), int(fold)] for name, fold, target, *_ in (row.split(",") for row in TABLE[1:])]
+ROWS = [
+    [f"audio/{name}", int(target), int(fold)]
+    for name, fold, target, *_ in (row.split(",") for row in TABLE[1:])
+]
 some = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 
 
@@ -55,7 +58,9 @@ def test_damaged_tables_give_the_same_or_less_and_say_so(esc50, content):
     except InputError as error:
         assert str(error).startswith(str(esc50)) and len(str(error).splitlines()) == 1
     else:
-        assert rows == [row for row in ROWS if row in rows]  # nothing new, nothing twice, in the same order
+        assert rows == [
+            row for row in ROWS if row in rows
+        ]  # nothing new, nothing twice, in the same order
         assert rows == ROWS or f"{len(ROWS) - len(rows)} entries of" in told.getvalue()
 
 

@@ -61,7 +61,11 @@ def test_a_plan_holds_every_cell_of_every_run_and_grows(experiment):
         batch = experiment.read_plan().batches[-1]
         assert batch["seeds"] == seeds and batch["n_trials"] == 6
     plan = experiment.read_plan()
-    assert len(plan.trials) == 18 and {config["seed"] for config in plan.trials.values()} == {0, 1, 5}
+    assert len(plan.trials) == 18 and {config["seed"] for config in plan.trials.values()} == {
+        0,
+        1,
+        5,
+    }
 
 
 def test_another_search_space_and_one_that_cannot_be_trained_are_refused(experiment):
@@ -74,8 +78,12 @@ def test_another_search_space_and_one_that_cannot_be_trained_are_refused(experim
 OTHER_PLANS = {
     "deep": lambda plan: "[" * 100_000,
     "another version": lambda plan: json.dumps(plan | {"version": 2}),
-    "a config changed": lambda plan: json.dumps(plan).replace('"lr_model": 0.001', '"lr_model": 0.002'),
-    "an earlier layout": lambda plan: json.dumps({"search_space": {}, "batches": [{"folder": "seeds_0-0"}]}),
+    "a config changed": lambda plan: json.dumps(plan).replace(
+        '"lr_model": 0.001', '"lr_model": 0.002'
+    ),
+    "an earlier layout": lambda plan: json.dumps(
+        {"search_space": {}, "batches": [{"folder": "seeds_0-0"}]}
+    ),
 }
 
 
@@ -85,7 +93,9 @@ def test_plans_that_are_none(experiment, case):
     experiment.storage.write("pulses/experiment.json", content)
     with pytest.raises(InputError, match=r"experiment\.json cannot be used .*--restart") as error:
         experiment.read_plan()
-    assert "\n" not in str(error.value) and (case != "an earlier layout" or "earlier version" in str(error.value))
+    assert "\n" not in str(error.value) and (
+        case != "an earlier layout" or "earlier version" in str(error.value)
+    )
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -97,7 +107,9 @@ def test_mutated_plans_are_the_same_or_refused(tmp_path_factory, data):
     content = bytearray(experiment.storage.read("pulses/experiment.json"))
     start = data.draw(st.integers(0, len(content) - 1))
     end = data.draw(st.integers(start, min(len(content), start + 30)))
-    content[start:end] = data.draw(st.binary(max_size=10) | st.text('{}[]",:0123456789.e-trufalsn \n').map(str.encode))
+    content[start:end] = data.draw(
+        st.binary(max_size=10) | st.text('{}[]",:0123456789.e-trufalsn \n').map(str.encode)
+    )
     experiment.storage.write("pulses/experiment.json", bytes(content))
     try:
         assert experiment.read_plan() == plan
@@ -109,8 +121,15 @@ def test_mutated_plans_are_the_same_or_refused(tmp_path_factory, data):
 @given(
     key=st.sampled_from([*SPACE, "learning_rate"]),
     value=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | st.binary(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        ),
         max_leaves=5,
     ),
 )
@@ -143,7 +162,9 @@ def test_restart_helps_where_the_plan_is_damaged(experiment):
 
 
 def recordings(n=6, identity="0" * 64):
-    return datasets.Recordings(np.zeros((n, 10), np.float32), np.zeros(n, np.int64), np.arange(n), identity)
+    return datasets.Recordings(
+        np.zeros((n, 10), np.float32), np.zeros(n, np.int64), np.arange(n), identity
+    )
 
 
 def test_other_recordings_than_the_plans_are_refused(experiment):
@@ -153,13 +174,17 @@ def test_other_recordings_than_the_plans_are_refused(experiment):
     plan = experiment.read_plan()
     plan.keep_to(recordings(), "esc50", "data")
     for others in (recordings(n=5), recordings(identity="1" * 64)):
-        with pytest.raises(InputError, match=r"esc50 was begun on 6 recordings \(hash 0000.*'elsewhere' has [56]"):
+        with pytest.raises(
+            InputError, match=r"esc50 was begun on 6 recordings \(hash 0000.*'elsewhere' has [56]"
+        ):
             plan.keep_to(others, "esc50", "elsewhere")
 
 
 @pytest.fixture
 def train_trials(experiment, monkeypatch):
-    """main.train_trials without Ray: n trials finish with a row, and errors are what others failed with."""
+    """main.train_trials without Ray: n trials finish with a row, and errors are what others failed
+    with.
+    """
 
     def run(n, row, errors=()):
         def fit(trial, configs, *others):
@@ -169,7 +194,9 @@ def train_trials(experiment, monkeypatch):
             return errors
 
         monkeypatch.setattr(cluster, "fit", fit)
-        main.train_trials(experiment, experiment.read_plan(), set(), mock.Mock(ray_address=None, restart=False))
+        main.train_trials(
+            experiment, experiment.read_plan(), set(), mock.Mock(ray_address=None, restart=False)
+        )
 
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
     monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
@@ -213,8 +240,12 @@ class Bomb:
 TRIALS = {
     "a pickle": lambda path: path.write_bytes(pickle.dumps(Bomb())),
     "a pickle in PyTorch's format": lambda path: torch.save(Bomb(), path),
-    "without a history": lambda path: torch.save({"config": CONFIG, "finished": True, "best_net": {}}, path),
-    "another trial": lambda path: torch.save(torch.load(path) | {"config": CONFIG | {"seed": 1}}, path),
+    "without a history": lambda path: torch.save(
+        {"config": CONFIG, "finished": True, "best_net": {}}, path
+    ),
+    "another trial": lambda path: torch.save(
+        torch.load(path) | {"config": CONFIG | {"seed": 1}}, path
+    ),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
@@ -228,7 +259,9 @@ def test_a_damaged_trial_hurts_itself_alone(experiment, tmp_path, damage, capsys
     path = tmp_path / "results" / "pulses" / "trials" / f"{first}.pt"
     TRIALS[damage](path)
     assert [key for key, _ in experiment.finished_trials(plan)] == [second]
-    assert re.fullmatch(rf"warning: \S+trials/{first}\.pt is damaged .*trains it anew\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        rf"warning: \S+trials/{first}\.pt is damaged .*trains it anew\n", capsys.readouterr().err
+    )
     if damage != "a folder":
         experiment.write_trial(first, {**state, "config": plan.trials[first]})
         assert [key for key, _ in experiment.finished_trials(plan)] == [first, second]
@@ -246,14 +279,18 @@ def test_mutated_trials_are_the_same_or_damaged(experiment, tmp_path):
         path.write_bytes(mutated)
         state = experiment.read_trial(KEY)
         n_damaged += state is None
-        assert state is None or all(torch.equal(best_net[name], value) for name, value in state["best_net"].items())
+        assert state is None or all(
+            torch.equal(best_net[name], value) for name, value in state["best_net"].items()
+        )
     assert n_damaged > EXAMPLES / 2
 
 
 def test_a_write_that_fails_leaves_the_old_file(experiment, monkeypatch):
     experiment.write_trial(KEY, trained())
     before = experiment.storage.read(f"pulses/trials/{KEY}.pt")
-    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         experiment.write_trial(KEY, trained())
     assert experiment.storage.read(f"pulses/trials/{KEY}.pt") == before
@@ -268,7 +305,12 @@ def test_one_process_at_a_time(tmp_path):
             ("main.py", "--name", "--ray_root_dir"),
             ("predict_test.py", "--dataset_name", "--ray_results_dir"),
         ):
-            command = [sys.executable, ROOT / script, f"{name}=time_frequency", f"{folder}={tmp_path}"]
+            command = [
+                sys.executable,
+                ROOT / script,
+                f"{name}=time_frequency",
+                f"{folder}={tmp_path}",
+            ]
             result = subprocess.run(command, capture_output=True, text=True)
             assert result.returncode == 1 and result.stderr.strip().count("\n") == 0
             assert result.stderr.startswith(f"{script}: {tmp_path}/time_frequency is in use")
@@ -284,7 +326,9 @@ def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
 
 
 def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
-    """Epochs take 1/8 s: a write of 1/64 s may come every 50/64 s, so each seventh epoch, if always wished."""
+    """Epochs take 1/8 s: a write of 1/64 s may come every 50/64 s, so each seventh epoch, if always
+    wished.
+    """
     context = mock.MagicMock(**{"get_trial_dir.return_value": "log"})
     context.get_trial_resources.return_value.required_resources = {"CPU": 1}
     monkeypatch.setattr("ray.tune.get_context", lambda: context)

@@ -19,7 +19,9 @@ CLIP = "data/12/7_12_1.wav"
 
 def load(name, data_dir, sample_rate=8000):
     n_points = SAMPLES[name] * sample_rate // 8000
-    return datasets.recordings_of({"dataset_name": name, "resample_rate": sample_rate, "n_points": n_points}, data_dir)
+    return datasets.recordings_of(
+        {"dataset_name": name, "resample_rate": sample_rate, "n_points": n_points}, data_dir
+    )
 
 
 def refused(function, *args, match):
@@ -30,10 +32,14 @@ def refused(function, *args, match):
 
 
 def left_in(folder):
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".lock")
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".lock"
+    )
 
 
-@pytest.mark.parametrize(("n_samples", "left"), [(1, 4000), (7999, 1), (8000, 1), (8001, 0), (8003, 0), (9000, 0)])
+@pytest.mark.parametrize(
+    ("n_samples", "left"), [(1, 4000), (7999, 1), (8000, 1), (8001, 0), (8003, 0), (9000, 0)]
+)
 def test_padding_sample_by_sample(n_samples, left):
     clip = np.arange(1, n_samples + 1, dtype=np.float32)
     assert pad_around(clip, 8000).tolist() == ([0.0] * left + clip.tolist() + [0.0] * 8000)[:8000]
@@ -57,7 +63,13 @@ def test_padding_sample_by_sample(n_samples, left):
 def test_a_tone_in_any_file(container, subtype, channels, rate, tolerance, tmp_path):
     path = tmp_path / "tone"
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-    soundfile.write(path, np.stack([tone, *[0 * tone] * (channels - 1)], axis=1), rate, subtype, format=container)
+    soundfile.write(
+        path,
+        np.stack([tone, *[0 * tone] * (channels - 1)], axis=1),
+        rate,
+        subtype,
+        format=container,
+    )
     clip = read_recording(path, 8000)
     assert clip.dtype == np.float32 and len(clip) == 8000
     expected = 0.5 / channels * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
@@ -74,7 +86,9 @@ def test_samples_are_those_of_librosa(rate, tmp_path):
         samples = np.random.default_rng(0).uniform(-1, 1, n_samples).astype(np.float32)
         soundfile.write(tmp_path / "noise.wav", samples, rate, "FLOAT")
         clip = read_recording(tmp_path / "noise.wav", 8000)
-        assert np.array_equal(clip, librosa.resample(samples, orig_sr=rate, target_sr=8000, res_type="soxr_hq"))
+        assert np.array_equal(
+            clip, librosa.resample(samples, orig_sr=rate, target_sr=8000, res_type="soxr_hq")
+        )
 
 
 def test_silence_streams_and_estimated_lengths_are_read(tmp_path):
@@ -84,16 +98,24 @@ def test_silence_streams_and_estimated_lengths_are_read(tmp_path):
     content[4:8] = content[40:44] = b"\xff" * 4  # who streams does not know the length
     path.write_bytes(content)
     assert read_recording(path, 8000).tolist() == [0.0] * 500
-    quiet_first = np.random.default_rng(0).uniform(-0.1, 0.1, 44100 * 4) * (np.arange(44100 * 4) > 44100 * 2)
-    soundfile.write(path, quiet_first, 44100, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    quiet_first = np.random.default_rng(0).uniform(-0.1, 0.1, 44100 * 4) * (
+        np.arange(44100 * 4) > 44100 * 2
+    )
+    soundfile.write(
+        path, quiet_first, 44100, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5
+    )
     content = path.read_bytes()
-    path.write_bytes(content[content.index(b"\xff\xfb", 4) :])  # without its first frame, which tells the length
+    path.write_bytes(
+        content[content.index(b"\xff\xfb", 4) :]
+    )  # without its first frame, which tells the length
     assert len(read_recording(path, 8000)) == pytest.approx(32000, rel=0.02)
 
 
 def test_ogg_without_its_last_page_is_cut_short(tmp_path):
     path = tmp_path / "recording.ogg"
-    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 48000 * 5), 48000, "OPUS", format="OGG")
+    soundfile.write(
+        path, np.random.default_rng(0).uniform(-0.5, 0.5, 48000 * 5), 48000, "OPUS", format="OGG"
+    )
     content = path.read_bytes()
     path.write_bytes(content[: content.rindex(b"OggS")])
     assert len(soundfile.read(path)[0]) > 48000  # libsndfile reads what is there
@@ -113,7 +135,9 @@ def with_endless_header(path):
 DAMAGES = {
     "text": lambda path: path.write_text("not audio"),
     "no samples": lambda path: soundfile.write(path, np.zeros(0), 8000),
-    "one infinite": lambda path: soundfile.write(path, np.array([0, 1e300, 0]), 8000, subtype="DOUBLE"),
+    "one infinite": lambda path: soundfile.write(
+        path, np.array([0, 1e300, 0]), 8000, subtype="DOUBLE"
+    ),
     "of 69 billion samples by its header": with_endless_header,
     "of a day by its rate": lambda path: soundfile.write(path, np.zeros(100000), 1),
     "folder": lambda path: (path.unlink(), path.mkdir()),
@@ -136,12 +160,21 @@ def test_audio_mnist_is_resampled_padded_and_ordered(tmp_path, capsys):
     (folder / "data" / "audioMNIST_meta.txt").touch()
     recordings = load("audio_mnist", tmp_path)
     assert recordings.clips.shape == (6, 8000)
-    assert recordings.labels.tolist() == [7, 7, 0, 7, 7, 7] and recordings.groups.tolist() == [3, 3, 12, 12, 28, 28]
+    assert recordings.labels.tolist() == [7, 7, 0, 7, 7, 7] and recordings.groups.tolist() == [
+        3,
+        3,
+        12,
+        12,
+        28,
+        28,
+    ]
     assert recordings.labels.dtype == recordings.groups.dtype == np.int64
     left = 1 + (8000 - 4000) // 2
     assert not recordings.clips[0, :left].any() and not recordings.clips[0, left + 4000 :].any()
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(4000) / 8000)
-    np.testing.assert_allclose(recordings.clips[0, left + 100 : left + 3900], expected[100:3900], atol=2e-3)
+    np.testing.assert_allclose(
+        recordings.clips[0, left + 100 : left + 3900], expected[100:3900], atol=2e-3
+    )
     error = capsys.readouterr().err
     assert "6 of 30000 recordings" in error and "left out" not in error
 
@@ -163,7 +196,12 @@ def test_audio_mnist_that_contradicts_itself_is_refused(other, tmp_path):
     path = folder / "data" / f"{other}.wav"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes((folder / CLIP).read_bytes())
-    refused(load, "audio_mnist", tmp_path, match=r"_[0-9]+\.wav: is there twice, or not of its folder's speaker")
+    refused(
+        load,
+        "audio_mnist",
+        tmp_path,
+        match=r"_[0-9]+\.wav: is there twice, or not of its folder's speaker",
+    )
 
 
 def test_esc50_by_either_folder_and_with_missing_files(tmp_path, capsys):
@@ -175,7 +213,10 @@ def test_esc50_by_either_folder_and_with_missing_files(tmp_path, capsys):
     assert "left out" not in (error := capsys.readouterr().err) and "shorter" not in error
     soundfile.write(folder / "audio" / "2-101-A-1.wav", np.ones(44100 * 4), 44100)
     assert not load("esc50", tmp_path).clips[1, 32000:].any()
-    assert "1 recordings are shorter than 5 s, and zeros follow them: 'audio/2-101-A-1.wav'" in capsys.readouterr().err
+    assert (
+        "1 recordings are shorter than 5 s, and zeros follow them: 'audio/2-101-A-1.wav'"
+        in capsys.readouterr().err
+    )
     (folder / "audio" / "2-101-A-1.wav").rename(folder / "audio" / "other.wav")
     assert load("esc50", tmp_path).labels.tolist() == [0, 2]
     error = capsys.readouterr().err
@@ -207,9 +248,15 @@ LINES = {
 @pytest.mark.parametrize("kind", LINES)
 def test_tables_of_esc50_that_contradict_themselves(kind, tmp_path):
     (tmp_path / "meta").mkdir()
-    (tmp_path / "meta" / "esc50.csv").write_bytes(b"filename,fold,target\n\n2-101-A-1.flac,2,1\n" + LINES[kind])
+    (tmp_path / "meta" / "esc50.csv").write_bytes(
+        b"filename,fold,target\n\n2-101-A-1.flac,2,1\n" + LINES[kind]
+    )
     line = "" if kind in ("no UTF-8", "open quote") else "in line 4 "
-    refused(list_esc50, tmp_path, match=rf"esc50\.csv: cannot be used.* {line}.*replace it by ESC-50's\.$")
+    refused(
+        list_esc50,
+        tmp_path,
+        match=rf"esc50\.csv: cannot be used.* {line}.*replace it by ESC-50's\.$",
+    )
 
 
 def test_table_that_is_a_pipe_is_not_opened(tmp_path):
@@ -219,6 +266,8 @@ def test_table_that_is_a_pipe_is_not_opened(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_not_another_one(tmp_path, monkeypatch):
-    monkeypatch.setitem(datasets.DATASETS, "birds", datasets.Dataset(2, 3, ".", list, pad_at_end, {"random": None}))
+    monkeypatch.setitem(
+        datasets.DATASETS, "birds", datasets.Dataset(2, 3, ".", list, pad_at_end, {"random": None})
+    )
     assert datasets.find_folder("birds", tmp_path) == tmp_path / "birds"
     assert datasets.find_folder("esc50", write_esc50(tmp_path / "ESC-50")) == tmp_path / "ESC-50"

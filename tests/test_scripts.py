@@ -1,4 +1,6 @@
-"""The shell scripts as subprocesses: download from local git repositories, the whole chain, wrong calls."""
+"""The shell scripts as subprocesses: download from local git repositories, the whole chain, wrong
+calls.
+"""
 
 import os
 import re
@@ -41,7 +43,11 @@ def repositories(tmp_path_factory):
 @pytest.mark.slow
 def test_whole_reproduction(project, repositories):
     names = {"audio_mnist": 6, "esc50": 6, "tiny_folds": 2}
-    settings = repositories | {"MAX_EPOCHS": 1, "EXPERIMENTS": " ".join(names), "RAY_RESULTS_DIR": "results"}
+    settings = repositories | {
+        "MAX_EPOCHS": 1,
+        "EXPERIMENTS": " ".join(names),
+        "RAY_RESULTS_DIR": "results",
+    }
     output = project.run("doit.sh", **settings).stdout
     assert "Needs: " in output and "there is no CUDA device" in output
     assert "esc50: 40 clips of 5 s" in output and "audio_mnist: 240 clips of 1 s" in output
@@ -51,32 +57,59 @@ def test_whole_reproduction(project, repositories):
         assert f"results/{name}/{name}.csv" in output
     tables = (project.folder / "results" / "tables.txt").read_text()
     assert tables in output
-    assert "| CNN6 | 35 ms |" in tables and "| LNet | 300 ms |" in tables and "Claims of the paper" in tables
+    assert (
+        "| CNN6 | 35 ms |" in tables
+        and "| LNet | 300 ms |" in tables
+        and "Claims of the paper" in tables
+    )
     figures = {path.stem for path in (project.folder / "results" / "figures").glob("*.png")}
-    assert figures == {"dmel", "accuracy", "convergence", "time_complexity", "before_after"}  # no time_frequency here
-    again = project.run("doit.sh", **settings | {"EXPERIMENTS": "esc50", "ESC50_URL": "nowhere"}).stdout
-    assert "esc50: in " in again and "esc50: all trials are finished" in again and "init_lambd" not in again
+    assert figures == {
+        "dmel",
+        "accuracy",
+        "convergence",
+        "time_complexity",
+        "before_after",
+    }  # no time_frequency here
+    again = project.run(
+        "doit.sh", **settings | {"EXPERIMENTS": "esc50", "ESC50_URL": "nowhere"}
+    ).stdout
+    assert (
+        "esc50: in " in again
+        and "esc50: all trials are finished" in again
+        and "init_lambd" not in again
+    )
     assert (project.folder / "results" / "tables.txt").read_text() == tables
 
 
 @pytest.mark.parametrize(
     ("script", "argument", "message"),
-    [("doit.sh", "fast", "the only one is quick"), ("download_data.sh", "esc51", "there are audio_mnist and esc50")],
+    [
+        ("doit.sh", "fast", "the only one is quick"),
+        ("download_data.sh", "esc51", "there are audio_mnist and esc50"),
+    ],
 )
 def test_wrong_arguments(project, script, argument, message):
     result = project.run(script, argument, check=False)
-    assert result.returncode != 0 and message in result.stderr and result.stderr.strip().count("\n") == 0
+    assert (
+        result.returncode != 0
+        and message in result.stderr
+        and result.stderr.strip().count("\n") == 0
+    )
 
 
 def test_full_run_without_network_ends_before_training(project, tmp_path):
     urls = {"ESC50_URL": "file:///nowhere.git", "AUDIO_MNIST_URL": "file:///nowhere.git"}
-    result = project.run("doit.sh", check=False, DATA_DIR=tmp_path, RAY_RESULTS_DIR=tmp_path / "results", **urls)
+    result = project.run(
+        "doit.sh", check=False, DATA_DIR=tmp_path, RAY_RESULTS_DIR=tmp_path / "results", **urls
+    )
     assert result.returncode != 0 and "doit.sh quick" in result.stderr
     assert result.stderr.strip().count("\n") == 0 and not (tmp_path / "results").exists()
 
 
 def environment_script(tmp_path, **environment):
-    """Sources python_env.sh in a copy of the project, with stand-ins for python3 and pip first in the PATH."""
+    """Sources python_env.sh in a copy of the project, with stand-ins for python3 and pip first in
+    the PATH.
+    """
     for name in ("python_env.sh", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     return subprocess.run(
@@ -88,7 +121,9 @@ def environment_script(tmp_path, **environment):
 
 
 def test_active_environment_is_used_where_it_has_the_pins(tmp_path):
-    result = environment_script(tmp_path, VIRTUAL_ENV=os.path.dirname(os.path.dirname(sys.executable)))
+    result = environment_script(
+        tmp_path, VIRTUAL_ENV=os.path.dirname(os.path.dirname(sys.executable))
+    )
     assert result.returncode == 0 and f"chosen {sys.executable}" in result.stdout
     assert f"Using {sys.executable} (Python 3." in result.stdout
 
@@ -106,7 +141,11 @@ PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11", "p
 def old_pythons(tmp_path):
     """A PATH whose Pythons are too old."""
     for name in PYTHONS:
-        stand_in(tmp_path / "bin", name, 'case "$*" in --version) echo "Python 3.9.2" ;; *) exit 1 ;; esac')
+        stand_in(
+            tmp_path / "bin",
+            name,
+            'case "$*" in --version) echo "Python 3.9.2" ;; *) exit 1 ;; esac',
+        )
     return f"{tmp_path / 'bin'}:/usr/bin:/bin"
 
 
@@ -124,17 +163,25 @@ def test_uv_brings_a_python_where_none_is_new_enough(tmp_path, old_pythons):
     result = environment_script(tmp_path, PATH=old_pythons)
     assert result.returncode == 0, result.stderr
     assert f"chosen {tmp_path}/.venv/bin/python" in result.stdout
-    assert (tmp_path / "uv").read_text().strip() == f"venv --quiet --clear --seed --python 3.13 {tmp_path}/.venv"
+    assert (
+        tmp_path / "uv"
+    ).read_text().strip() == f"venv --quiet --clear --seed --python 3.13 {tmp_path}/.venv"
 
 
 def test_the_versions_of_python_are_the_same_everywhere():
-    script, requirements = ((ROOT / name).read_text() for name in ("python_env.sh", "requirements.txt"))
-    first, last = map(int, re.search(r"\(3, (\d+)\) <= sys.version_info\[:2\] <= \(3, (\d+)\)", script).groups())
+    script, requirements = (
+        (ROOT / name).read_text() for name in ("python_env.sh", "requirements.txt")
+    )
+    first, last = map(
+        int, re.search(r"\(3, (\d+)\) <= sys.version_info\[:2\] <= \(3, (\d+)\)", script).groups()
+    )
     versions = [f"3.{minor}" for minor in range(first, last + 1)]
     assert f"This needs Python {', '.join(versions[:-1])} or {versions[-1]}," in script
     assert f"install on Python {', '.join(versions[:-1])} and {versions[-1]}." in requirements
     assert re.search(r"for candidate in (.*); do", script)[1].split() == list(PYTHONS)
-    assert all(version in (ROOT / "README.md").read_text() for version in (versions[0], versions[-1]))
+    assert all(
+        version in (ROOT / "README.md").read_text() for version in (versions[0], versions[-1])
+    )
 
 
 def test_environment_is_made_once_and_again_when_requirements_change(tmp_path):
@@ -158,12 +205,20 @@ def test_environment_is_made_once_and_again_when_requirements_change(tmp_path):
 def test_failed_trials_do_not_stop_the_rest_and_results_can_lie_at_a_uri(project, tmp_path):
     temporary = tmp_path / ("long" * 15)  # where Ray's sockets would not fit
     temporary.mkdir()
-    settings = {"EXPERIMENTS": "tiny_failing tiny", "MAX_EPOCHS": 1, "RAY_RESULTS_DIR": f"file://{tmp_path}/results"}
-    result = project.run("run_experiments.sh", "--max_failures=1", check=False, TMPDIR=temporary, **settings)
+    settings = {
+        "EXPERIMENTS": "tiny_failing tiny",
+        "MAX_EPOCHS": 1,
+        "RAY_RESULTS_DIR": f"file://{tmp_path}/results",
+    }
+    result = project.run(
+        "run_experiments.sh", "--max_failures=1", check=False, TMPDIR=temporary, **settings
+    )
     assert result.returncode == 3
     (message,) = (line for line in result.stderr.splitlines() if line.startswith("main.py:"))
     reason = "FloatingPointError: epoch 1: training loss"
-    assert f"1 trials of tiny_failing failed: {reason}" in message and "'lr_model': 1e+38" in message
+    assert (
+        f"1 trials of tiny_failing failed: {reason}" in message and "'lr_model': 1e+38" in message
+    )
     (told,) = (tmp_path / "results" / "tiny_failing" / "trials").glob("*.txt")
     assert reason in told.read_text()
     assert "tiny: all trials are finished" in result.stdout
@@ -172,5 +227,10 @@ def test_failed_trials_do_not_stop_the_rest_and_results_can_lie_at_a_uri(project
     assert tested.returncode == 1 and "predict_test.py: no experiment in" in tested.stderr
     output = tested.stdout
     assert "tiny_failing: 1 of 2 trials failed or are not finished" in output
-    tables = project.run("produce_tables.py", "--ray_results_dir", settings["RAY_RESULTS_DIR"]).stdout
-    assert "% tiny: 4 trials" in tables and "% tiny_failing: 1 trials, of 2: the others failed" in tables
+    tables = project.run(
+        "produce_tables.py", "--ray_results_dir", settings["RAY_RESULTS_DIR"]
+    ).stdout
+    assert (
+        "% tiny: 4 trials" in tables
+        and "% tiny_failing: 1 trials, of 2: the others failed" in tables
+    )

@@ -26,7 +26,9 @@ def output(monkeypatch, capsys, tmp_path):
     """Runs a script's main on the results in tmp_path, and returns what it prints."""
 
     def run(script, *flags):
-        monkeypatch.setattr(sys, "argv", [script.__name__, f"--ray_results_dir={tmp_path}", *map(str, flags)])
+        monkeypatch.setattr(
+            sys, "argv", [script.__name__, f"--ray_results_dir={tmp_path}", *map(str, flags)]
+        )
         script.main()
         return capsys.readouterr().out
 
@@ -35,7 +37,13 @@ def output(monkeypatch, capsys, tmp_path):
 
 def write_csv(folder, name, rows, **columns):
     """NAME.csv of rows of (initial λ, trainable, λ, accuracy, seed), and further columns."""
-    names = ["config/init_lambd", "config/trainable", "best_lambd_est", "test_accuracy", "config/seed"]
+    names = [
+        "config/init_lambd",
+        "config/trainable",
+        "best_lambd_est",
+        "test_accuracy",
+        "config/seed",
+    ]
     about = {"config/model_name": "linear_net", "config/max_epochs": 1000} | columns
     (folder / name).mkdir()
     pd.DataFrame(rows, columns=names).assign(**about).to_csv(folder / name / f"{name}.csv")
@@ -49,10 +57,10 @@ def change_table(folder, name="audio_mnist", **columns):
 
 
 def test_scripts_start_without_torch_and_ray():
-    code = (
-        "import sys, summary, produce_tables, produce_figures; print({'torch', 'ray', 'scipy.stats'} & {*sys.modules})"
+    code = "import sys, summary, produce_tables, produce_figures; print({'torch', 'ray', 'scipy.stats'} & {*sys.modules})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
 
 
@@ -61,10 +69,16 @@ def test_scripts_start_without_torch_and_ray():
 
 def test_tables_of_the_paper(output, tmp_path):
     short, long = 8000 * 0.010 / 6, 8000 * 0.3 / 6
-    trained = [(long, True, 400.0, 0.5, 0), (short, True, -53.4, 0.94, 0), (short, True, 46.7, 0.95, 1)]
+    trained = [
+        (long, True, 400.0, 0.5, 0),
+        (short, True, -53.4, 0.94, 0),
+        (short, True, 46.7, 0.95, 1),
+    ]
     fixed = [(short * (1 + 1e-15), False, 13.333334, 0.90, 0), (short, False, 13.333334, 0.92, 1)]
     rows = [*trained, (short, True, 47.0, 0.96, 2), *fixed]
-    write_csv(tmp_path, "esc50", rows, **{"config/model_name": "panns_cnn6", "config/resample_rate": 8000})
+    write_csv(
+        tmp_path, "esc50", rows, **{"config/model_name": "panns_cnn6", "config/resample_rate": 8000}
+    )
     tables = output(produce_tables)
     assert (
         r"""
@@ -79,24 +93,46 @@ CNN6 & 300 ms & (300, 300) ms & DMEL & $50.0$ \\
         in tables
     )
     assert "| CNN6 | 10 ms | (35, 40) ms | DMEL | 95.0 ± 1.0 | 3 |" in tables
-    assert "% audio_mnist: no results yet" in tables and "% time_frequency: no results yet" in tables
+    assert (
+        "% audio_mnist: no results yet" in tables and "% time_frequency: no results yet" in tables
+    )
 
 
 def test_tables_keep_an_order_and_say_what_they_average_over(output, tmp_path):
     rows = [(5.0, False, 5.0, 0.5, 0), (5.0, False, 5.0, 0.7, 1)]
     write_csv(tmp_path, "time_frequency", rows, **{"config/model_name": ["mlp_net", "linear_net"]})
-    differing = {"config/lr_model": [0.1, 0.2], "config/split": [None, "folds"], "scripts": ["a1", "b2"]}
+    differing = {
+        "config/lr_model": [0.1, 0.2],
+        "config/split": [None, "folds"],
+        "scripts": ["a1", "b2"],
+    }
     write_csv(tmp_path, "other", rows, **differing)
     write_csv(tmp_path, "other.20260101-000000", rows, scripts="moved aside")
     write_csv(tmp_path, "esc50", rows, scripts="a1+b2")
     write_csv(tmp_path, "audio_mnist_run2", rows, scripts="a1")
     tables = output(produce_tables)
-    assert re.findall(r"% (\S+): ", tables) == ["esc50", "audio_mnist", "time_frequency", "audio_mnist_run2", "other"]
-    assert re.findall(r"averaged over (.*)", tables) == ["lr_model: [0.1, 0.2]", "split: ['folds', nan]"]
+    assert re.findall(r"% (\S+): ", tables) == [
+        "esc50",
+        "audio_mnist",
+        "time_frequency",
+        "audio_mnist_run2",
+        "other",
+    ]
+    assert re.findall(r"averaged over (.*)", tables) == [
+        "lr_model: [0.1, 0.2]",
+        "split: ['folds', nan]",
+    ]
     assert re.findall(r"several versions of the scripts: (.*)", tables) == ["a1+b2", "a1, b2"]
-    pairs = (["audio_mnist_run2", "audio_mnist_run2"], ["audio_mnist_run2", "other"], ["other", "time_frequency"])
+    pairs = (
+        ["audio_mnist_run2", "audio_mnist_run2"],
+        ["audio_mnist_run2", "other"],
+        ["other", "time_frequency"],
+    )
     tables = output(produce_tables, *(word for pair in pairs for word in ("--compare", *pair)))
-    notes = [re.findall("several versions.*: (.*)", part) for part in tables.split("(95 % interval):\n")[1:]]
+    notes = [
+        re.findall("several versions.*: (.*)", part)
+        for part in tables.split("(95 % interval):\n")[1:]
+    ]
     assert notes == [[], ["a1, b2"], ["a1, b2, unknown"]]
     rows = [
         rf"{model} & 5.0 & 5.0 & baseline & ${accuracy}$ \\"
@@ -111,7 +147,11 @@ def test_without_results_tables_name_the_folder(output, tmp_path):
 
 
 def verdicts(tables):
-    return [line.split(" | ")[-1].strip(" |") for line in tables.splitlines() if line.startswith("| audio_mnist")]
+    return [
+        line.split(" | ")[-1].strip(" |")
+        for line in tables.splitlines()
+        if line.startswith("| audio_mnist")
+    ]
 
 
 def test_claims_are_decided_by_paired_differences(output, tmp_path):
@@ -122,7 +162,9 @@ def test_claims_are_decided_by_paired_differences(output, tmp_path):
     assert verdicts(tables) == ["holds", "holds", "does not hold", "holds"]
     assert "from the best window, 35 ms" in tables and "as much as 3.0 (3.0 to 3.0)" in tables
     rows = pd.read_csv(tmp_path / "tables.csv")
-    assert len(rows) == 6 and rows["mean"].tolist() == pytest.approx([70.2, 62.0, 72.2, 72.0, 66.2, 67.0])
+    assert len(rows) == 6 and rows["mean"].tolist() == pytest.approx(
+        [70.2, 62.0, 72.2, 72.0, 66.2, 67.0]
+    )
 
 
 def test_a_claim_is_open_where_its_interval_is_on_both_sides(output, tmp_path):
@@ -146,8 +188,14 @@ def test_experiments_are_compared_within_runs(output, tmp_path):
     trials["test_accuracy"] += 0.02 * trials["config/trainable"]
     trials["config/init_lambd"] *= np.where(trials["config/init_lambd"] > 300, 1.1, 1 + 1e-6)
     trials.to_csv(path)
-    tables = output(produce_tables, "--compare", "audio_mnist", "other", "--compare", "other", "audio_mnist")
-    table = tables.split("other − audio_mnist (95 % interval):\n\n")[1].split("\n\n")[0].splitlines()[2:]
+    tables = output(
+        produce_tables, "--compare", "audio_mnist", "other", "--compare", "other", "audio_mnist"
+    )
+    table = (
+        tables.split("other − audio_mnist (95 % interval):\n\n")[1]
+        .split("\n\n")[0]
+        .splitlines()[2:]
+    )
     assert table == [
         "| DMEL | 10 ms | +2.0 (2.0 to 2.0), n = 5 | +0.0 (0.0 to 0.0), n = 5 |",
         "| baseline | 10 ms | +0.0 (0.0 to 0.0), n = 5 | none to compare |",
@@ -167,18 +215,43 @@ def test_experiments_are_compared_within_runs(output, tmp_path):
 @pytest.fixture
 def recordings(tmp_path, monkeypatch):
     monkeypatch.setenv("DMEL_CACHE_DIR", str(tmp_path / "cache"))
-    return write_audio_mnist(tmp_path / "data" / "audio_mnist", speakers=("28", "12", "26", "30")).parent
+    return write_audio_mnist(
+        tmp_path / "data" / "audio_mnist", speakers=("28", "12", "26", "30")
+    ).parent
 
 
 CONFIG = {  # what write_experiment leaves out
-    **{"n_mels": 64, "hop_length": 80, "energy_normalize": True, "optimized": True, "normalize_window": True},
-    **{"optimizer_name": "adam", "lr_model": 1e-4, "lr_tf": 1.0, "batch_size": 64, "patience": 100, "device": "cpu"},
-    **{"continuous": True, "checkpoint_path": np.nan, "noise_std": np.nan, "sigma_ref": np.nan, "split": "speakers"},
+    **{
+        "n_mels": 64,
+        "hop_length": 80,
+        "energy_normalize": True,
+        "optimized": True,
+        "normalize_window": True,
+    },
+    **{
+        "optimizer_name": "adam",
+        "lr_model": 1e-4,
+        "lr_tf": 1.0,
+        "batch_size": 64,
+        "patience": 100,
+        "device": "cpu",
+    },
+    **{
+        "continuous": True,
+        "checkpoint_path": np.nan,
+        "noise_std": np.nan,
+        "sigma_ref": np.nan,
+        "split": "speakers",
+    },
 }
 
 
 def read(folder):
-    return {name: results for name, results in summary.read_all(Storage(folder)).items() if len(results.trials)}
+    return {
+        name: results
+        for name, results in summary.read_all(Storage(folder)).items()
+        if len(results.trials)
+    }
 
 
 def flags_of(experiment, **others):
@@ -190,7 +263,11 @@ def test_figures_are_drawn_or_said_to_be_skipped(output, tmp_path, recordings):
     change_table(tmp_path, **CONFIG)
     flags = ["--output_dir", tmp_path / "figures", "--data_base_dir"]
     told = output(produce_figures, *flags, tmp_path)
-    names = [f"{name}.{suffix}" for name in ("accuracy", "convergence", "time_complexity") for suffix in ("pdf", "png")]
+    names = [
+        f"{name}.{suffix}"
+        for name in ("accuracy", "convergence", "time_complexity")
+        for suffix in ("pdf", "png")
+    ]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == names
     assert all(path.stat().st_size > 10000 for path in (tmp_path / "figures").iterdir())
     assert "data_example: skipped: there are no results of time_frequency" in told
@@ -199,17 +276,32 @@ def test_figures_are_drawn_or_said_to_be_skipped(output, tmp_path, recordings):
     for clip in (-1, 2):
         with pytest.raises(InputError, match=f"--clip={clip}: the test split has clips 0 to 1"):
             output(produce_figures, *flags, recordings, "--figures", "dmel", f"--clip={clip}")
-    with pytest.raises(InputError, match="--experiment: there are no results of 'x', but of audio_mnist"):
-        output(produce_figures, *flags, recordings, "--figures", "accuracy", "--experiment", "audio_mnist", "x")
+    with pytest.raises(
+        InputError, match="--experiment: there are no results of 'x', but of audio_mnist"
+    ):
+        output(
+            produce_figures,
+            *flags,
+            recordings,
+            "--figures",
+            "accuracy",
+            "--experiment",
+            "audio_mnist",
+            "x",
+        )
     for split in ("{'train': [28], 'va", "{'train': x}", "{[]: 1}", "{28}", "3", "other"):
         change_table(tmp_path, split=split)
         with pytest.raises(InputError, match="config: split"):
             output(produce_figures, *flags, recordings, "--figures", "before_after")
 
 
-@pytest.mark.parametrize("changed", [{}, {"continuous": False, "normalize_window": False, "energy_normalize": False}])
+@pytest.mark.parametrize(
+    "changed", [{}, {"continuous": False, "normalize_window": False, "energy_normalize": False}]
+)
 def test_pictures_are_what_the_network_sees(tmp_path, recordings, changed):
-    """Of the clip of the trial's own split, with all settings of its layer, at the λ that the title tells."""
+    """Of the clip of the trial's own split, with all settings of its layer, at the λ that the title
+    tells.
+    """
     config = CONFIG | {"split": "{'train': [28], 'valid': [30], 'test': [12, 26]}"} | changed
     write_experiment(tmp_path, n_runs=1)
     change_table(tmp_path, **config)
@@ -220,9 +312,14 @@ def test_pictures_are_what_the_network_sees(tmp_path, recordings, changed):
         {"dataset_name": "audio_mnist", "resample_rate": 8000, "n_points": 8000}, recordings
     ).clips
     groups = np.repeat([12, 26, 28, 30], 2)  # of the recordings, in the order of their names
-    settings = {key: config[key] for key in ("n_mels", "hop_length", "normalize_window", "continuous", "optimized")}
+    settings = {
+        key: config[key]
+        for key in ("n_mels", "hop_length", "normalize_window", "continuous", "optimized")
+    }
     for title, seconds in (("before training: 35 ms", 0.035), ("after training: 120 ms", 0.120)):
-        layer = DMEL(8000, init_lambd=8000 * seconds / 6, log=config["energy_normalize"], **settings)
+        layer = DMEL(
+            8000, init_lambd=8000 * seconds / 6, log=config["energy_normalize"], **settings
+        )
         expected = layer(torch.from_numpy(clips[groups == 26][1])).detach()
         np.testing.assert_allclose(shown[title], expected, rtol=1e-5, atol=1e-8)
     titles = [axis.get_title() for axis in produce_figures.dmel(read(tmp_path), flags).axes]
@@ -247,17 +344,30 @@ def test_curves_show_the_experiments_that_have_them(output, tmp_path):
     assert [axis.get_title() for axis in axes] == ["audio_mnist", "audio_mnist_zero_floor"]
     assert axes[0].lines[0].get_ydata()[[0, -1]] == pytest.approx([10, 120])
     flags = ["--output_dir", tmp_path / "figures", "--figures", "accuracy", "--experiment"]
-    assert output(produce_figures, *flags, "audio_mnist_zero_floor", "audio_mnist").startswith("accuracy: ")
+    assert output(produce_figures, *flags, "audio_mnist_zero_floor", "audio_mnist").startswith(
+        "accuracy: "
+    )
     with pytest.raises(InputError, match=r"^there are no results\.$"):
         output(produce_figures, *flags, "audio_mnist_zero_floor")
-    with pytest.raises(InputError, match="audio_mnist, or the first --experiment, has no results with a window"):
-        produce_figures.dmel({"audio_mnist": experiments["audio_mnist"]._replace(in_samples=True)}, flags_of(None))
+    with pytest.raises(
+        InputError, match="audio_mnist, or the first --experiment, has no results with a window"
+    ):
+        produce_figures.dmel(
+            {"audio_mnist": experiments["audio_mnist"]._replace(in_samples=True)}, flags_of(None)
+        )
 
 
 def test_cost_model_of_the_paper():
-    # By hand for one fixed window of 160 samples and 15 steps from 20 ms: the network's cost, then the spectrogram's.
-    assert produce_figures.cost_ratio(0.020, 1, 0.0) == pytest.approx((128 * 40000 / 80) / (2 * 128 * 40000 / 160))
+    # By hand for one fixed window of 160 samples and 15 steps from 20 ms: the network's cost, then
+    # the spectrogram's.
+    assert produce_figures.cost_ratio(0.020, 1, 0.0) == pytest.approx(
+        (128 * 40000 / 80) / (2 * 128 * 40000 / 160)
+    )
     walked = np.linspace(160, 280, 15)
     expected = (40000 / 80 * walked * np.log(walked)).sum() / (15 * 40000 * np.log(160))
     assert produce_figures.cost_ratio(0.020, 1, 1.0) == pytest.approx(expected)
-    assert produce_figures.cost_ratio(0.300, 59, 0.9999) < 1 < produce_figures.cost_ratio(0.300, 1, 0.9999)
+    assert (
+        produce_figures.cost_ratio(0.300, 59, 0.9999)
+        < 1
+        < produce_figures.cost_ratio(0.300, 1, 0.9999)
+    )

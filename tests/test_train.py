@@ -13,11 +13,22 @@ import search_spaces
 import train
 from config import InputError
 
-MEL = {"model_name": "mel_linear_net", "n_mels": 16, "hop_length": 8, "resample_rate": 8000, "energy_normalize": True}
+MEL = {
+    "model_name": "mel_linear_net",
+    "n_mels": 16,
+    "hop_length": 8,
+    "resample_rate": 8000,
+    "energy_normalize": True,
+}
 
 
 def tiny_config(**changes):
-    config = search_spaces.time_frequency(4) | {"trainable": True, "init_lambd": 1.276, "seed": 0, "n_samples": 300}
+    config = search_spaces.time_frequency(4) | {
+        "trainable": True,
+        "init_lambd": 1.276,
+        "seed": 0,
+        "n_samples": 300,
+    }
     return config | changes
 
 
@@ -90,7 +101,9 @@ def test_dmel_and_baseline_of_one_seed_start_from_the_same_weights_and_batches(m
     assert all(torch.equal(*pair) for pair in zip(batches, baseline_batches, strict=True))
 
 
-@pytest.mark.parametrize("changes", [{}, {**MEL, "optimizer_name": "adam"}])  # without dropout, with it
+@pytest.mark.parametrize(
+    "changes", [{}, {**MEL, "optimizer_name": "adam"}]
+)  # without dropout, with it
 def test_resumed_trial_equals_an_uninterrupted_one(changes):
     config = tiny_config(**changes)
     whole, end = run(config)
@@ -98,19 +111,25 @@ def test_resumed_trial_equals_an_uninterrupted_one(changes):
     second, state = run(config, state, stop_after=2)
     rest, resumed_end = run(config, state)
     assert first + second + rest == whole
-    assert all(torch.equal(value, resumed_end["best_net"][name]) for name, value in end["best_net"].items())
+    assert all(
+        torch.equal(value, resumed_end["best_net"][name]) for name, value in end["best_net"].items()
+    )
     assert end.keys() == resumed_end.keys() == {"config", "history", "finished", "best_net"}
 
 
 def test_a_trial_that_began_on_another_kind_of_device_goes_on():
     config = tiny_config()
     _, state = run(config, stop_after=1)
-    reports, end = run(config, state | {"random": state["random"][:16]})  # a GPU's generator has a state of 16 bytes
+    reports, end = run(
+        config, state | {"random": state["random"][:16]}
+    )  # a GPU's generator has a state of 16 bytes
     assert len(reports) == 3 and end["finished"]
 
 
 def test_patience_ends_a_trial_and_the_best_network_is_kept():
-    config = tiny_config(lr_model=50.0, lr_tf=0.0, max_epochs=40, patience=3)  # far too fast: it gets worse
+    config = tiny_config(
+        lr_model=50.0, lr_tf=0.0, max_epochs=40, patience=3
+    )  # far too fast: it gets worse
     reports, state = run(config)
     best = min(range(len(reports)), key=lambda epoch: reports[epoch]["valid_loss"])
     assert len(reports) == best + 1 + 3 < 40 and reports[-1]["finished"]
@@ -134,7 +153,9 @@ def test_evaluation_is_without_dropout():
     indices = data.splits["valid"]
     with torch.no_grad():
         expected = loss_function(net.eval()(data.clips[indices])[0], data.labels[indices]).item()
-    losses = [train.evaluate(net.train(), loss_function, data, indices, batch_size=7)[0] for _ in range(2)]
+    losses = [
+        train.evaluate(net.train(), loss_function, data, indices, batch_size=7)[0] for _ in range(2)
+    ]
     assert losses == pytest.approx([expected] * 2, rel=1e-5)
 
 
@@ -168,7 +189,11 @@ def test_check_refuses_what_cannot_be_trained(changes, message):
 def test_kept_features_of_a_fixed_window_change_no_number(changes, monkeypatch):
     config = tiny_config(trainable=False, init_lambd=6.38, batch_size=64, **changes)
     outcomes, inputs, train_epoch = [], [], train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", lambda *given: inputs.append(given[3].clips.ndim) or train_epoch(*given))
+    monkeypatch.setattr(
+        train,
+        "train_epoch",
+        lambda *given: inputs.append(given[3].clips.ndim) or train_epoch(*given),
+    )
     for share in (train.FEATURE_MEMORY, 0):
         monkeypatch.setattr(train, "FEATURE_MEMORY", share)
         outcomes.append(run(config))
@@ -183,7 +208,11 @@ def test_kept_features_of_a_fixed_window_change_no_number(changes, monkeypatch):
 def test_tf32_is_off_unless_asked_for():
     for changes in ({"tf32": True}, {}):
         train.prepare(tiny_config(**changes))
-        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == bool(changes)
+        assert (
+            torch.backends.cudnn.allow_tf32
+            == torch.backends.cuda.matmul.allow_tf32
+            == bool(changes)
+        )
 
 
 def test_bf16_rounds_the_network_and_not_the_features():

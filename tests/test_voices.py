@@ -34,7 +34,11 @@ def espeak(tmp_path, monkeypatch):
 
 
 def content(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_recordings_follow_from_the_seed_and_are_those_of_the_experiment(tmp_path, espeak):
@@ -44,7 +48,10 @@ def test_recordings_follow_from_the_seed_and_are_those_of_the_experiment(tmp_pat
     voices.main([str(second), *SMALL])
     voices.main([str(other), *SMALL, "--seed=1"])
     assert content(first) == content(second) and len(content(first)) == 3 * 10 * 2 + 1
-    assert content(first)[voices.Path("data/01/0_01_0.wav")] != content(other)[voices.Path("data/01/0_01_0.wav")]
+    assert (
+        content(first)[voices.Path("data/01/0_01_0.wav")]
+        != content(other)[voices.Path("data/01/0_01_0.wav")]
+    )
     info = soundfile.info(first / "data/02/7_02_1.wav")
     assert (info.samplerate, info.channels, info.subtype) == (48000, 1, "PCM_16")
     config = {"dataset_name": "audio_mnist", "resample_rate": 8000, "n_points": 8000}
