@@ -1,5 +1,6 @@
-"""The Ray cluster that trials run on, a private one on this machine or one that is there, and Ray
-Tune on it.
+"""The Ray cluster that trials run on, and Ray Tune on it.
+
+The cluster is a private one on this machine, or one that is there already.
 """
 
 import contextlib
@@ -17,9 +18,8 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Console is enough
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault(
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0"
-)  # short trials may end often
+# Short trials may end often.
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 import pandas as pd
 import psutil
@@ -29,7 +29,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from config import InputError, first_line, trial_key
+from config import InputError, first_line, parse
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time
 # costs a third more.
@@ -39,36 +39,35 @@ MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
 }
 GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}  # a trial that is given none sees none
+OPTIONS = {"log_to_driver": False, "logging_level": "error"}  # of ray.init
+LONGEST_PLACE = 20  # characters before a cluster's folder: Ray adds some 80, a socket may have 107
+
 MAX_ROWS = 40  # of a table on the console; of more trials it shows those that run or failed
-PARAMETERS = ("init_lambd", "trainable", "seed")
+PARAMETERS = ("init_lambd", "trainable", "seed")  # tell trials apart for people
+METRICS = ("loss", "valid_loss", "valid_acc", "lambd_est")
 STATES = {"RUNNING": "runs", "TERMINATED": "finished", "ERROR": "failed"}
-OPTIONS = {"log_to_driver": False, "logging_level": "error"}
-LONGEST_PLACE = 20  # characters before a cluster's folder: Ray adds some 80 for a Unix socket, which may have 107
-# Waits for the end of main.py, however it comes, and leaves neither processes that have files in
-# its folder nor that.
-CLEAN_UP = """
-exec 2>/dev/null
-read -r _
-find /proc/[0-9]*/fd -lname "$1/*" | cut -d / -f 3 | sort -u | grep -vx "$PPID" | xargs -r kill -9
-rm -rf "$1"
-"""
 
 
 @contextlib.contextmanager
 def connected(address=None):
-    """Ray, on the cluster at an address or on one for this process alone; as long as it lasts,
-    signals end Ray Tune.
+    """Ray, on the cluster at an address or on one for this process alone.
+
+    As long as it lasts, the signals that end a process end Ray Tune as Ctrl-C does.
     """
     with contextlib.ExitStack() as stack:
         try:
-            start(stack) if address is None else join(address)
+            if address is None:
+                start(stack)
+            else:
+                join(address)
         except Exception as error:  # of many kinds
-            what = (
-                "Ray cannot start here"
-                if address is None
-                else f"--ray_address={address}: no Ray cluster joined"
-            )
-            raise InputError(f"{what} ({first_line(error)}): mend that and start again.") from None
+            problem = "Ray cannot start here"
+            if address is not None:
+                problem = f"--ray_address={address}: no Ray cluster joined"
+            raise InputError(
+                f"{problem} ({first_line(error)}): mend that and start again."
+            ) from None
+
         stack.callback(ray.shutdown)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -76,19 +75,22 @@ def connected(address=None):
 
 
 def start(stack):
-    """A cluster of which others on this machine have neither the token nor the folder, which goes
-    with the stack.
+    """Starts a cluster that ends with the stack.
+
+    Others on this machine have neither its token nor its folder.
     """
-    folder = tempfile.mkdtemp(
-        prefix="dmel-", dir=None if len(tempfile.gettempdir()) <= LONGEST_PLACE else "/tmp"
-    )
-    guard = ["sh", "-c", CLEAN_UP, "sh", folder]
-    stack.enter_context(subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True))
-    os.environ.update(MEMORY | GPUS | os.environ)  # trials inherit it
+    parent = tempfile.gettempdir()
+    if len(parent) > LONGEST_PLACE:
+        parent = "/tmp"
+    folder = tempfile.mkdtemp(prefix="dmel-", dir=parent)
+    stack.enter_context(guard(folder))
+
+    for name, value in (MEMORY | GPUS).items():  # trials inherit them
+        os.environ.setdefault(name, value)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    n_gpus = (
-        None if torch.cuda.is_available() else 0
-    )  # with an old driver Ray counts GPUs that torch cannot use
+    n_gpus = None
+    if not torch.cuda.is_available():
+        n_gpus = 0  # with an old driver Ray counts GPUs that torch cannot use
     ray.init(
         address="local",
         num_gpus=n_gpus,
@@ -96,95 +98,136 @@ def start(stack):
         _temp_dir=f"{folder}/ray",
         **OPTIONS,
     )
+    end_with_ray()
 
-    def tell(head):  # Ray itself takes a minute and many lines
+
+def guard(folder):
+    """A process that removes a cluster's folder, and what still works in it, when this one ends.
+
+    Ray ends most of its processes with the one that started it, but after a kill -9 two agents stay
+    for ever and keep the folder alive. The guard waits for the end of its input, which comes with
+    the end of this process, however that comes.
+    """
+    clean_up = """
+        exec 2>/dev/null
+        read -r _
+        find /proc/[0-9]*/fd -lname "$1/*" | cut -d / -f 3 | sort -u | grep -vx "$PPID" | xargs -r kill -9
+        rm -rf "$1"
+    """
+    return subprocess.Popen(
+        ["sh", "-c", clean_up, "sh", folder], stdin=subprocess.PIPE, start_new_session=True
+    )
+
+
+def end_with_ray():
+    """Has this process end as soon as the cluster's own processes do.
+
+    Where one of them is killed, Ray itself tries to reach it for a minute, with many lines.
+    """
+    heads = []
+    for child in psutil.Process().children():
+        if child.name() in ("gcs_server", "raylet"):
+            heads.append(child)
+
+    def end(head):
         if ray.is_initialized():  # not ended by ray.shutdown
             print(
                 "\nmain.py: a process of Ray ended, or was killed: the same command continues.",
                 file=sys.stderr,
             )
-            os._exit(1)  # what else is there to end is the guard's
+            os._exit(1)  # from a thread; the guard ends what is left
 
-    heads = [
-        child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")
-    ]
-    threading.Thread(target=psutil.wait_procs, args=(heads, None, tell), daemon=True).start()
+    threading.Thread(target=psutil.wait_procs, args=(heads, None, end), daemon=True).start()
 
 
 def join(address):
-    """The cluster at an address; trials get the scripts, as they are now, wherever they run."""
+    """Joins the cluster at an address; trials get the scripts as they are now."""
     if ":" in address:  # Ray would try for minutes
         socket.create_connection(address.rsplit(":", 1), timeout=10).close()
-    scripts = {"working_dir": str(Path(__file__).parent), "excludes": ["/*", "!/.", "!/*.py"]}
-    ray.init(address=address, runtime_env={**scripts, "env_vars": MEMORY | GPUS}, **OPTIONS)
+    environment = {
+        "working_dir": str(Path(__file__).parent),
+        "excludes": ["/*", "!/.", "!/*.py"],
+        "env_vars": MEMORY | GPUS,
+    }
+    ray.init(address=address, runtime_env=environment, **OPTIONS)
 
 
 def check_nodes(experiment, plan):
-    """Raises InputError where a machine of the cluster does not see the plan: it would keep its
-    trials to itself.
-    """
+    """Raises InputError where a machine does not see the plan: it would keep its trials' files."""
     sees_plan = ray.remote(num_cpus=0)(lambda: experiment.read_plan() == plan)
     for node in ray.nodes():
+        if not node["Alive"]:
+            continue
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        if node["Alive"] and not ray.get(sees_plan.options(scheduling_strategy=place).remote()):
-            how = "name a --ray_root_dir that all machines see, such as a shared folder or s3://bucket/results"
+        if not ray.get(sees_plan.options(scheduling_strategy=place).remote()):
             raise InputError(
-                f"{node['NodeManagerHostname']} does not see {experiment.address}/experiment.json: {how}."
+                f"{node['NodeManagerHostname']} does not see {experiment.address}/experiment.json: "
+                "name a --ray_root_dir that all machines see, such as a shared folder or "
+                "s3://bucket/results."
             )
 
 
 def resources(wanted, cpus=None, gpus=None):
-    """CPUs and GPUs of a trial: cpus and gpus as asked for, otherwise those wanted as far as the
-    machines have them.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    machines = [(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes]
-    most_cpus, most_gpus = map(max, zip(*machines, strict=True))
-    gpus = (wanted["gpu"] if most_gpus else 0) if gpus is None else gpus
-    if cpus is None:  # as many trials as share the GPUs of a machine share its CPUs
-        shares = [max(1, int(n_cpus * gpus / n_gpus)) for n_cpus, n_gpus in machines if n_gpus]
-        cpus = min([wanted["cpu"], *shares]) if gpus else 1
-    at_once = sum(
-        int(min(n_cpus / cpus, n_gpus / gpus if gpus else n_cpus) + 1e-6)
-        for n_cpus, n_gpus in machines
-    )
+    """CPUs and GPUs of a trial: as asked for, otherwise those wanted as far as machines have them."""
+    machines = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            machines.append((node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)))
+    most_cpus = max(n_cpus for n_cpus, _ in machines)
+    most_gpus = max(n_gpus for _, n_gpus in machines)
+
+    if gpus is None:
+        gpus = wanted["gpu"] if most_gpus else 0
+    if cpus is None:
+        cpus = 1
+        if gpus:  # as many trials as share the GPUs of a machine share its CPUs
+            shares = [n_cpus * gpus / n_gpus for n_cpus, n_gpus in machines if n_gpus]
+            cpus = min([wanted["cpu"], *(max(1, int(share)) for share in shares)])
+
+    at_once = 0
+    for n_cpus, n_gpus in machines:
+        fits = n_cpus / cpus
+        if gpus:
+            fits = min(fits, n_gpus / gpus)
+        at_once += int(fits + 1e-6)
     if at_once < 1:
-        told = f"{cpus:g} CPUs and {gpus:g} GPUs for a trial, but {most_cpus:g} CPUs and {most_gpus:g} GPUs at most"
-        raise InputError(f"no machine has {told}: lower --cpus_per_trial or --gpus_per_trial.")
-    how = (
-        "Training on GPUs"
-        if gpus
-        else "Training on the CPU"
-        if most_gpus
-        else "No CUDA device: training on the CPU"
-    )
-    print(f"{how}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
+        raise InputError(
+            f"no machine has {cpus:g} CPUs and {gpus:g} GPUs for a trial, but {most_cpus:g} CPUs "
+            f"and {most_gpus:g} GPUs at most: lower --cpus_per_trial or --gpus_per_trial."
+        )
+
+    place = "No CUDA device: training on the CPU"
+    if gpus:
+        place = "Training on GPUs"
+    elif most_gpus:
+        place = "Training on the CPU"
+    print(f"{place}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
     return {"cpu": cpus, "gpu": gpus}
 
 
 def fit(trial, configs, experiment, args):
-    """Has Ray Tune run a trial of each config and log to ray/ of the experiment; returns what
-    failed ones say.
+    """Has Ray Tune run a trial of each Config and log to ray/ of the experiment.
+
+    Returns what failed trials say.
     """
-    storage, console = (
-        experiment.storage,
-        Console(experiment.name, len(configs), args.report_seconds),
-    )
+    storage = experiment.storage
+    console = Console(experiment.name, len(configs), args.report_seconds)
+    dicts = [config.model_dump() for config in configs]
     tuner = tune.Tuner(
         trial,
-        param_space={"config": tune.grid_search(configs)},
-        # The next trial of a reused actor finds torch imported.
+        param_space={"config": tune.grid_search(dicts)},
         tune_config=tune.TuneConfig(
-            reuse_actors=True, trial_name_creator=name_of, trial_dirname_creator=name_of
+            reuse_actors=True,  # the next trial of an actor finds torch imported
+            trial_name_creator=name_of,
+            trial_dirname_creator=name_of,
         ),
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=f"{storage.root}/{experiment.name}/ray",
             storage_filesystem=storage.filesystem,
             callbacks=[console],
-            sync_config=tune.SyncConfig(
-                sync_period=10 if storage.is_local else 300
-            ),  # s; all is written anew
+            # Seconds; all is written anew.
+            sync_config=tune.SyncConfig(sync_period=10 if storage.is_local else 300),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=args.max_failures),
         ),
@@ -199,60 +242,71 @@ def fit(trial, configs, experiment, args):
 
 
 class Console(tune.Callback):
-    """A table of the trials when one starts or ends, not more often than asked, and a line that
-    renews itself.
-    """
+    """A line that renews itself, and a table of the trials when one starts or ends."""
 
     def __init__(self, name, n_trials, seconds):
-        self.name, self.seconds, self.due, self.states, self.shown = name, seconds, 0, {}, None
+        """seconds: least time between two tables."""
+        self.name = name
+        self.seconds = seconds
+        self.due = 0  # time of the next table
+        self.states = {}  # of the trials, by trial
+        self.shown_states = None  # those of the last table
         self.reasons = []  # what failed trials say last
-        line = "{desc} [{elapsed}, {remaining} left]"
-        self.bar = tqdm(total=n_trials, bar_format=line, disable=None, leave=False, mininterval=0.5)
+        self.bar = tqdm(
+            total=n_trials,
+            bar_format="{desc} [{elapsed}, {remaining} left]",
+            disable=None,  # where there is no terminal
+            leave=False,
+            mininterval=0.5,
+        )
 
     def on_step_end(self, iteration, trials, **info):
-        self.states = {
-            trial: trial.status for trial in trials
-        }  # an interruption lets Ray call them all terminated
-        states, epochs = (
-            [*self.states.values()],
-            [trial.last_result.get("training_iteration", 0) for trial in trials],
-        )
+        # Kept, since an interruption lets Ray call all of them terminated.
+        self.states = {trial: trial.status for trial in trials}
+        states = list(self.states.values())
+        epochs = [trial.last_result.get("training_iteration", 0) for trial in trials]
         ended = [n for n, trial in zip(epochs, trials, strict=True) if trial.is_finished()]
-        usual = statistics.mean(
-            ended or [trial.config["config"]["max_epochs"] for trial in trials] or [1]
+
+        # A trial that runs counts as the part of a usual one that it has done.
+        budgets = [trial.config["config"]["max_epochs"] for trial in trials]
+        usual = statistics.mean(ended or budgets or [1])
+        done = len(ended)
+        for n, state in zip(epochs, states, strict=True):
+            if state == "RUNNING":
+                done += min(n / usual, 0.95)
+
+        finished = states.count("TERMINATED")
+        self.bar.set_description_str(
+            f"{self.name}: {finished} of {self.bar.total} trials finished, {sum(epochs)} epochs",
+            refresh=False,
         )
-        running = (
-            min(n / usual, 0.95)
-            for n, state in zip(epochs, states, strict=True)
-            if state == "RUNNING"
-        )
-        told = f"{states.count('TERMINATED')} of {self.bar.total} trials finished, {sum(epochs)} epochs"
-        self.bar.set_description_str(f"{self.name}: {told}", refresh=False)
-        self.bar.update(len(ended) + sum(running) - self.bar.n)
-        if "RUNNING" in states and states != self.shown and time.monotonic() >= self.due:
-            self.shown, self.due = states, time.monotonic() + self.seconds
+        self.bar.update(done - self.bar.n)
+
+        changed = "RUNNING" in states and states != self.shown_states
+        if changed and time.monotonic() >= self.due:
+            self.shown_states = states
+            self.due = time.monotonic() + self.seconds
             self.show(trials)
 
     def show(self, trials):
+        """Prints the table."""
         if len(trials) > MAX_ROWS:
-            trials = [
-                trial for trial in trials if self.states.get(trial) in ("RUNNING", "ERROR")
-            ] or trials
-        rows = [trial.config["config"] | trial.last_result for trial in trials]
+            chosen = [trial for trial in trials if self.states.get(trial) in ("RUNNING", "ERROR")]
+            trials = chosen or trials
+
+        rows = []
+        for trial in trials:
+            state = STATES.get(self.states.get(trial), "waiting")
+            rows.append({**trial.config["config"], **trial.last_result, "trial": state})
         table = pd.DataFrame(rows).rename(columns={"training_iteration": "epoch"})
-        table["trial"] = [STATES.get(self.states.get(trial), "waiting") for trial in trials]
-        table = table.reindex(
-            columns=[*PARAMETERS, "trial", "epoch", "loss", "valid_loss", "valid_acc", "lambd_est"]
-        )
-        self.bar.write(
-            table.to_string(index=False, na_rep="", float_format="%.4g", max_rows=MAX_ROWS) + "\n"
-        )
+        table = table.reindex(columns=[*PARAMETERS, "trial", "epoch", *METRICS])
+        text = table.to_string(index=False, na_rep="", float_format="%.4g", max_rows=MAX_ROWS)
+        self.bar.write(f"{text}\n")
 
     def on_trial_error(self, iteration, trials, trial, **info):
         self.reasons.append(Path(trial.error_file).read_text().strip().splitlines()[-1])
-        trial.run_metadata.pickled_error_filename = (
-            None  # Ray would unpickle it from the results folder
-        )
+        # Ray would unpickle it from the results folder.
+        trial.run_metadata.pickled_error_filename = None
 
     def on_experiment_end(self, trials, **info):
         self.show(trials)
@@ -261,7 +315,8 @@ class Console(tune.Callback):
 
 def name_of(trial):
     """What Ray and TensorBoard call a trial: its key, and what tells it apart for people."""
-    config = trial.config["config"]
-    return "_".join(
-        [trial_key(config), *(f"{key}={config[key]}" for key in ("model_name", *PARAMETERS))]
-    )
+    config = parse(trial.config["config"])
+    parts = [config.key]
+    for name in ("model_name", *PARAMETERS):
+        parts.append(f"{name}={getattr(config, name)}")
+    return "_".join(parts)

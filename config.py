@@ -1,12 +1,16 @@
-"""Every key of a config, which describes one trial, with its limits and meaning; and what all
-scripts share.
+"""Every key of a config, which describes one trial, with its meaning and limits; what scripts share.
+
+search_spaces.py gives dicts; read_search_space and draw turn one into Config objects, once, and
+everything behind them takes the object: config.n_mels.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import random
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -16,60 +20,24 @@ from pydantic import Field
 
 PARTS = ("train", "valid", "test")  # of a dataset
 
+# Keys that take one value in a search space: a grid works on one set of clips, with one budget.
+SINGLE_VALUED = ("dataset_name", "resample_rate", "n_points", "max_epochs", "device")
+GIVEN_BY_MAIN = ("seed", "checkpoint_sha256")  # keys that a search space may not have
+
+# Keys that do not tell trials apart: a budget, a place to compute on, and a path whose file counts
+# by its hash, checkpoint_sha256.
+NO_IDENTITY = {"max_epochs", "device", "checkpoint_path"}
+
 
 class InputError(ValueError):
     """Something that the user gave is wrong; the message says what, where and what to do."""
 
 
-def run(main):
-    """Runs a script; what the user can mend, and an interruption, end it with one sentence and an
-    exit code not 0.
-    """
-    script = Path(sys.argv[0]).name
-    os.environ.setdefault(
-        "GOMP_SPINCOUNT", "1000"
-    )  # beside busy cores threads that spin longer take 10 times as long
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted: the same command continues.")
-    except BrokenPipeError:  # such as produce_tables.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (
-        InputError,
-        OSError,
-    ) as error:  # or a full disk, a folder that cannot be written, a storage not there
-        sys.exit(f"{script}: {error}")
+class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=False, frozen=True):
+    """What describes a trial: all keys, checked.
 
-
-@contextlib.contextmanager
-def whole_file(path):
-    """A binary file to write to, which takes its place at the end; where that fails, nothing is
-    left or changed.
-    """
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say where
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def first_line(error):
-    """What an exception says, in one line."""
-    return " ".join((str(error).strip() or repr(error)).split())[:300]
-
-
-class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
-    """A key without a default is always needed; one with None is needed where it says so. A new key
-    is a new line.
+    A key without a default is always needed; one with None is needed where it says so. A new key is
+    a new line.
     """
 
     dataset_name: str = Field(description="time_frequency or a name in DATASETS of datasets.py")
@@ -97,7 +65,8 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
         description="epochs without a lower validation loss after which a trial ends",
     )
     device: str = Field(
-        pattern=r"^(cpu|cuda(:\d+)?)$", description="cuda:0 or cpu; without a CUDA device the CPU"
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="cuda:0 or cpu; without a CUDA device the CPU",
     )
 
     # Needed by the mel_ networks and panns_cnn6, the first one by all recordings.
@@ -117,12 +86,14 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
         None, description="displace the pulses at random in time and frequency"
     )
 
+    # Given by main.py.
     seed: int = Field(
-        0,
-        ge=0,
-        lt=2**63,
-        description="given by main.py: --seed for the first run, then one more each",
+        0, ge=0, lt=2**63, description="--seed for the first run, then one more for each"
     )
+    checkpoint_sha256: str | None = Field(
+        None, description="hash of the file in checkpoint_path, where pretrained is True"
+    )
+
     split: str | dict[str, list[int]] | None = Field(
         None, description="a name in DATASETS, or {'train': [1], …}"
     )
@@ -144,48 +115,87 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
         False, description="the network behind the layer in bfloat16, quicker and less exact"
     )
 
+    @property
+    def key(self):
+        """The trial's name, twelve hexadecimal digits that follow from what tells trials apart.
 
-def complete(config, exclude_defaults=False):
-    """The config with all keys, in plain values; raises InputError with key, value and what is
-    allowed.
-    """
+        A key at its default changes nothing, so trials outlive a new key that has one.
+        """
+        identity = self.model_dump(exclude_defaults=True, exclude=NO_IDENTITY)
+        return digest(identity)[:12]
+
+    def is_finished(self, row):
+        """Whether a trial whose last row this is has come to its end.
+
+        That is a judgement of the moment: with more max_epochs it goes on, unless patience ran out.
+        """
+        return row["training_iteration"] >= self.max_epochs or self.lost_patience(row)
+
+    def lost_patience(self, row):
+        """Whether patience epochs have passed since the lowest validation loss: an end for good."""
+        return row["training_iteration"] - row["best_epoch"] >= self.patience
+
+
+def parse(config):
+    """The Config of a dict; raises InputError with key, value and what is allowed."""
     config = plain(config)
     try:
-        checked = Config.model_validate(config)
+        parsed = Config.model_validate(config)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key, told = first["loc"][0], first["msg"].replace("Input should", "must")
+        key = first["loc"][0]
+        problem = first["msg"].replace("Input should", "must")
         field = Config.model_fields.get(key)
         meaning = field.description if field else f"known are {', '.join(Config.model_fields)}"
-        raise InputError(f"config: {key} = {config.get(key)!r:.100}: {told} ({meaning}).") from None
-    n_points, split = checked.n_points, checked.split
-    for key, limit in {
-        "hop_length": n_points,
-        "init_lambd": n_points,
-        "sigma_ref": n_points / 5,
-    }.items():
-        if (value := getattr(checked, key) or 0) > limit:
+        value = f"{config.get(key)!r:.100}"
+        raise InputError(f"config: {key} = {value}: {problem} ({meaning}).") from None
+
+    check_limits(parsed)
+    return parsed
+
+
+def check_limits(config):
+    """Raises InputError where values of a Config do not go together."""
+    n_points = config.n_points
+    limits = {"hop_length": n_points, "init_lambd": n_points, "sigma_ref": n_points / 5}
+    for key, limit in limits.items():
+        value = getattr(config, key)
+        if value is not None and value > limit:
             raise InputError(
                 f"config: {key} = {value} must be {limit:g} at most where n_points = {n_points}."
             )
-    if checked.zero_floor and checked.energy_normalize is False:
+
+    if config.zero_floor and config.energy_normalize is False:
         raise InputError(
             "config: zero_floor = True needs energy_normalize: True: it is of the logarithm."
         )
-    if isinstance(split, dict):
-        groups = [group for part in split.values() for group in part]
-        if split.keys() != set(PARTS) or len(set(groups)) < len(groups):
+
+    if isinstance(config.split, dict):
+        groups = [group for part in config.split.values() for group in part]
+        if config.split.keys() != set(PARTS) or len(set(groups)) < len(groups):
             raise InputError(
-                f"config: split = {split} must give each of {PARTS} groups of its own."
+                f"config: split = {config.split} must give each of {PARTS} groups of its own."
             )
-    return checked.model_dump(exclude_defaults=exclude_defaults)
 
 
-def trial_key(config):
-    """A short name for the trial of a config, which follows from its values; a key at its default
-    changes nothing.
-    """
-    return digest(complete(config, exclude_defaults=True))[:12]
+def require(config, who, *keys):
+    """Raises InputError where one of the keys is missing; who: what needs it."""
+    for key in keys:
+        if getattr(config, key) is None:
+            raise InputError(
+                f"config: key '{key}' is missing: {who} needs it, so add it to the search space."
+            )
+
+
+def plain(value):
+    """A value with arrays and their numbers as Python's, tuples as lists, all else as it is."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):  # of numpy, torch or pandas
+        return plain(value.tolist())
+    return value
 
 
 def digest(value):
@@ -193,78 +203,176 @@ def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def require(config, who, *keys):
-    """Raises InputError where one of the keys is missing; who: what needs it."""
-    if missing := [key for key in keys if config[key] is None]:
-        raise InputError(
-            f"config: key '{missing[0]}' is missing: {who} needs it, so add it to the search space."
-        )
-
-
-def plain(value):
-    """A value with numpy's arrays and numbers as Python's, tuples as lists, and what is none of
-    these as it is.
-    """
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    return plain(value.tolist()) if isinstance(value, (np.generic, np.ndarray)) else value
+# Search spaces
 
 
 def read_search_space(name, max_epochs):
-    """The search space in search_spaces.py with the longest name that is part of this name, in
-    plain values.
-    """
+    """The search space in search_spaces.py with the longest name that is part of this name."""
     import search_spaces
 
-    own = [
-        key
-        for key, value in vars(search_spaces).items()
-        if getattr(value, "__module__", "") == "search_spaces"
-    ]
-    if (chosen := max((key for key in own if key in name), key=len, default=None)) is None:
+    spaces = {}
+    for key, value in vars(search_spaces).items():
+        if getattr(value, "__module__", "") == "search_spaces":
+            spaces[key] = value
+    matching = [key for key in spaces if key in name]
+    if not matching:
+        known = ", ".join(spaces)
         raise InputError(
-            f"--name={name} contains none of the experiments in search_spaces.py: {', '.join(own)}."
+            f"--name={name} contains none of the experiments in search_spaces.py: {known}."
         )
+
+    chosen = max(matching, key=len)
     if chosen != name:  # meant so, or the one that was meant is not there
         print(f"{name}: takes the search space {chosen} of search_spaces.py", file=sys.stderr)
-    space = plain(getattr(search_spaces, chosen)(max_epochs))
+
+    space = plain(spaces[chosen](max_epochs))
     if not isinstance(space, dict):
         raise InputError(f"search_spaces.py: {chosen}() must return a dict, not {space!r:.80}.")
+    check_space(space)
     return space
 
 
-def draw(space, seed):
-    """The configs of one run of a search space: every cell of its grid, samplers drawn from the
-    seed.
-    """
-    from ray.tune.search.variant_generator import generate_variants
-
-    for key in ("dataset_name", "resample_rate", "n_points"):
-        if not isinstance(space.get(key) or 0, (str, int, float)):
+def check_space(space):
+    """Raises InputError where a key of a search space has what only a single config may have."""
+    for key in GIVEN_BY_MAIN:
+        if key in space:
             raise InputError(
-                f"config: {key} must be one value: a search space works on one set of clips."
+                f"config: {key} is given by main.py (a run's seed by --seed and --num_samples): "
+                "remove it from the search space."
             )
+    for key in SINGLE_VALUED:
+        if not isinstance(space.get(key, ""), (str, int, float, type(None))):
+            raise InputError(f"config: {key} must be one value, the same for the whole grid.")
     if {"grid_search": []} in space.values():
         raise InputError("config: a grid_search of the search space is empty.")
-    random = np.random.RandomState(seed % 2**32)
-    configs = [
-        plain({**cell, "seed": seed}) for _, cell in generate_variants(space, random_state=random)
-    ]
-    for config in configs:
-        if config.get("pretrained") is True and isinstance(config.get("checkpoint_path"), str):
-            config["checkpoint_path"] = os.path.abspath(
-                config["checkpoint_path"]
-            )  # trials run in a folder of Ray's
+
+
+def draw(space, seed):
+    """The trials of one run of a search space: Configs by key, equal ones once.
+
+    Each cell of the grid draws its samplers (tune.uniform and the like) from a generator of its
+    own, seeded by the run's seed and the cell's values in the grid without trainable. So a further
+    value in the grid changes no draw of the other cells, and DMEL and baseline get the same.
+    """
+    from ray.tune.search.variant_generator import assign_value, generate_variants, parse_spec_vars
+
+    space = dict(sorted(space.items()))  # the order of lines changes nothing
+    _, _, axes = parse_spec_vars(space)
+    paths = [path for path, _ in axes]
+    configs = {}
+
+    for values in product(*(axis.categories for _, axis in axes)):
+        cell = plain(space)
+        for path, value in zip(paths, values, strict=True):
+            assign_value(cell, path, value)
+
+        grid = {}
+        for path, value in zip(paths, values, strict=True):
+            if path != ("trainable",):
+                grid["/".join(map(str, path))] = comparable(value)
+        generator = np.random.RandomState(int(digest([seed, grid])[:8], 16))
+
+        with seeded(generator):
+            variants = [variant for _, variant in generate_variants(cell, random_state=generator)]
+        for variant in variants:
+            config = parse(with_hash_of_checkpoint(plain(variant) | {"seed": seed}))
+            configs[config.key] = config
     return configs
 
 
-def describe(space):
-    """A search space in plain values that can be written to a file and compared."""
+def comparable(value):
+    """A value of a grid as it counts for draws: 1 as 1.0, what is no JSON by its type alone."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    value = plain(value)
+    try:
+        json.dumps(value)
+    except TypeError:  # such as a sampler within the grid
+        return type(value).__name__
+    return value
 
-    def described(value):  # a function, or an object such as those of tune.uniform
-        attributes = plain(getattr(value, "__dict__", str(value)))
-        return getattr(value, "__qualname__", {type(value).__name__: attributes})
 
-    return json.loads(json.dumps(space, default=described))
+@contextlib.contextmanager
+def seeded(generator):
+    """Python's and numpy's global generators, seeded: functions in tune.sample_from may use them."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    random.seed(int(generator.randint(2**31)))
+    np.random.seed(generator.randint(2**31))
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def with_hash_of_checkpoint(config):
+    """A config, a dict, whose weights can be found by trials, which run in a folder of Ray's.
+
+    Adds the hash of their file, which counts for the trial's key. A file that is not there is
+    refused where the network is built.
+    """
+    path = config.get("checkpoint_path")
+    if config.get("pretrained") is not True or not isinstance(path, str):
+        return config
+
+    path = os.path.abspath(path)
+    sha256 = None
+    if os.path.isfile(path):
+        sha256 = hash_of_file(path)
+    return config | {"checkpoint_path": path, "checkpoint_sha256": sha256}
+
+
+def hash_of_file(path):
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# What all scripts share
+
+
+def run(main):
+    """Runs a script; what the user can mend ends it with one sentence and exit code 1.
+
+    An interruption ends it with exit code 130, as shells expect; whoever raises KeyboardInterrupt
+    with a sentence has it said.
+    """
+    script = Path(sys.argv[0]).name
+    # Beside busy cores, threads that spin for longer take ten times as long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        main()
+    except KeyboardInterrupt as interruption:
+        advice = str(interruption) or "the same command continues"
+        print(f"{script}: interrupted: {advice}.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # such as produce_tables.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError) as error:
+        # An OSError: a full disk, a folder that cannot be written, a storage that is not there.
+        sys.exit(f"{script}: {error}")
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A binary file to write to, which takes its place at the end, or leaves nothing."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def first_line(error):
+    """What an exception says, in one line."""
+    message = str(error).strip() or repr(error)
+    return " ".join(message.split())[:300]

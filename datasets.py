@@ -5,6 +5,7 @@ recordings once.
 import argparse
 import warnings
 from functools import partial
+from types import SimpleNamespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ class Data(NamedTuple):
 
 def check(config):
     """Raises InputError where a config lacks what its dataset needs; config: a complete one."""
-    name, split = config["dataset_name"], config.get("split")
+    name, split = config.dataset_name, config.split
     if name == "time_frequency":
         require(config, name, "n_samples", "noise_std", "sigma_ref", "center_offset")
         if split is not None:
@@ -99,7 +100,7 @@ def load(config, recordings: Recordings | None = None):
     """
     import torch  # here, as preparing recordings does without
 
-    name, split = config["dataset_name"], config.get("split")
+    name, split = config.dataset_name, config.split
     if name == "time_frequency":
         clips, labels = draw_pulses(config)
         n_train, n_valid = len(clips) * 7 // 10, len(clips) // 10
@@ -130,7 +131,7 @@ def recordings_of(config, data_dir):
     """The Recordings that a config works on, None for time_frequency; InputError where they are
     missing or damaged.
     """
-    name = config["dataset_name"]
+    name = config.dataset_name
     return (
         load_recordings(config, DATASETS[name], find_folder(name, data_dir))
         if name in DATASETS
@@ -155,8 +156,8 @@ def draw_pulses(config):
     (n_samples, n_points) float32, and labels, int64. Times and widths are in samples, frequencies
     in cycles per sample. Source: the paper.
     """
-    random = np.random.default_rng(config["seed"])
-    n, n_points, sigma = config["n_samples"], config["n_points"], config["sigma_ref"]
+    random = np.random.default_rng(config.seed)
+    n, n_points, sigma = config.n_samples, config.n_points, config.sigma_ref
     uniform = partial(random.uniform, size=(n, 1, 1))
     scale_max = 2 * (n_points / 5) / (6 * sigma) + 1
     labels = random.integers(PULSES_CLASSES, size=n)
@@ -165,7 +166,7 @@ def draw_pulses(config):
     )
     # Two pulses for everyone, all of shape (n, 2, n_points) or one that fits it.
     time, frequency, side = n_points / 2, 0.25, np.array([[-1.0], [1.0]])
-    if config["center_offset"]:
+    if config.center_offset:
         time = time + uniform(-n_points / 5, n_points / 5)
         frequency = frequency + uniform(-0.1, 0.1)
     time = time + apart_in_time * side * uniform(sigma, n_points / 5)
@@ -178,7 +179,7 @@ def draw_pulses(config):
     pulses = envelope / envelope.max(-1, keepdims=True) * carrier / carrier.max(-1, keepdims=True)
     pulses -= pulses.mean(-1, keepdims=True)
     pulses[labels == 0, 1] = 0  # only one of them
-    clips = uniform(0.5, 1)[:, 0] * pulses.sum(axis=1) + config["noise_std"] * random.random(
+    clips = uniform(0.5, 1)[:, 0] * pulses.sum(axis=1) + config.noise_std * random.random(
         (n, n_points)
     )
     clips -= clips.mean(-1, keepdims=True)
@@ -197,11 +198,9 @@ def main():
         )
     for name in names:
         seconds = DATASETS[name].clip_seconds
-        config = {
-            "dataset_name": name,
-            "resample_rate": SAMPLE_RATE,
-            "n_points": round(SAMPLE_RATE * seconds),
-        }
+        config = SimpleNamespace(
+            dataset_name=name, resample_rate=SAMPLE_RATE, n_points=round(SAMPLE_RATE * seconds)
+        )
         recordings = recordings_of(config, data_dir)
         print(f"{name}: {len(recordings.clips)} clips of {seconds} s at {SAMPLE_RATE} Hz are ready")
 

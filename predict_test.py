@@ -2,9 +2,9 @@
 
     python predict_test.py --ray_results_dir=ray_results --data_base_dir=data --dataset_name=esc50
 
-Writes RAY_RESULTS_DIR/NAME/NAME.csv, one row per trial: what it reported last, config/<key> for
-every key of its config, logdir, trial_id, and test_accuracy (0..1); and beside it epochs.csv, for
-the figures.
+Writes RAY_RESULTS_DIR/NAME/NAME.csv, one row per trial that belongs to the experiment: what it
+reported last, config/<key> for every key of its config, logdir, trial_id, and test_accuracy (0..1);
+and beside it epochs.csv, for the figures.
 """
 
 import argparse
@@ -18,7 +18,16 @@ from tqdm import tqdm
 
 import datasets
 from config import InputError, run
-from results import EPOCHS, RECORD, TABLE, Experiment, Storage
+from results import (
+    EPOCHS,
+    RECORD,
+    TABLE,
+    Experiment,
+    Storage,
+    check_recordings,
+    data_of,
+    scripts_version,
+)
 
 
 def main():
@@ -38,92 +47,140 @@ def main():
         "--keep", metavar="DIR", help="folder to copy what tables and figures need to, as DIR/NAME"
     )
     args = parser.parse_args()
-    name, rows, epochs = args.dataset_name, [], []
+
+    name = args.dataset_name
     experiment = Experiment(args.ray_results_dir, name)
-    if (plan := experiment.read_plan()) is None:
+    plan = experiment.read_plan()
+    configs = plan.configs() if plan else {}
+    if not configs:
         raise InputError(
             f"no experiment in {experiment.address}: train it with main.py --name={name}."
         )
+
     with experiment.alone():
-        recordings = datasets.recordings_of(next(iter(plan.trials.values())), args.data_base_dir)
-        plan.keep_to(recordings, name, args.data_base_dir)
-        for key, state in tqdm(
-            experiment.finished_trials(plan), f"testing {name}", len(plan.trials), unit="trial"
-        ):
-            if (accuracy := accuracy_of(state, recordings)) is None:
-                print(
-                    f"warning: {name}/trials/{key}.pt holds no network of its config: left out",
-                    file=sys.stderr,
-                )
-                continue
-            for report in (history := state["history"]):
-                epoch = {
-                    "trial": len(rows),
-                    "epoch": report["training_iteration"],
-                    "lambd": report["lambd_est"],
-                }
-                epochs.append({**epoch, "seconds": report["time_this_iter_s"]})
-            row = {
-                **history[-1],
-                "time_total_s": sum(report["time_this_iter_s"] for report in history),
-            }
-            row |= {
-                "trial_id": key,
-                "logdir": state["logdir"],
-                "scripts": "+".join(state["scripts"]),
-            }
-            row |= {f"config/{name}": value for name, value in state["config"].items()}
-            rows.append({**row, "test_accuracy": accuracy})
-        if not rows:
+        trial_rows, epoch_rows = test_trials(experiment, configs, args.data_base_dir)
+        tell_missing(experiment, configs, len(trial_rows))
+        if not trial_rows:
             raise InputError(
                 f"no finished trial in {experiment.address}: run main.py --name={name} to its end."
             )
-        if n_missing := len(plan.trials) - len(rows):
-            print(
-                f"warning: {name}: {n_missing} of {len(plan.trials)} trials failed or are not finished: left out"
-            )
-        trials, epochs = (
-            pd.DataFrame(rows),
-            pd.DataFrame(epochs).to_csv(index=False, float_format="%.5g"),
-        )
+        table = pd.DataFrame(trial_rows)
+        epochs = pd.DataFrame(epoch_rows).to_csv(index=False, float_format="%.5g")
         experiment.storage.write(EPOCHS.format(name), epochs)
-        experiment.storage.write(TABLE.format(name), trials.to_csv())
-    print(f"{name}: {len(rows)} trials tested, in {experiment.address}/{name}.csv")
+        experiment.storage.write(TABLE.format(name), table.to_csv())
+    print(f"{name}: {len(table)} trials tested, in {experiment.address}/{name}.csv")
+
     if args.keep:
         kept = Storage(args.keep)
         kept.write(EPOCHS.format(name), epochs)
-        kept.write(TABLE.format(name), trials.drop(columns="logdir").to_csv())
+        kept.write(TABLE.format(name), table.drop(columns="logdir").to_csv())
         kept.write(RECORD.format(name), json.dumps(reduced(plan), indent=2) + "\n")
         print(f"{name}: kept in {kept.address}/{name}")
 
 
-def reduced(plan):
-    """What is kept of a plan: search space, data, and batches, without the words of commands that
-    name folders.
-    """
-    kept = plan.model_dump(include={"search_space", "data", "batches"})
-    for batch in kept["batches"]:
-        words = shlex.split(re.sub(r"(--(ray_root|data)_dir) ", r"\1=", batch["command"]))
-        batch["command"] = shlex.join(
-            word for word in words if not re.match(r"--(ray_root|data)_dir|.*/", word)
-        )
-    return kept
+def test_trials(experiment, configs, data_dir):
+    """Rows of NAME.csv, one per finished trial, and of epochs.csv, one per epoch of each."""
+    any_config = next(iter(configs.values()))  # all of them work on the same recordings
+    recordings = datasets.recordings_of(any_config, data_dir)
+    data = data_of(recordings)
+    trial_rows = []
+    epoch_rows = []
+
+    states = experiment.read_trials(configs)
+    for key, state in tqdm(states, f"testing {experiment.name}", len(configs), unit="trial"):
+        if not configs[key].is_finished(state["history"][-1]):
+            continue
+        check_recordings(experiment.name, [state["data"]], data)
+        accuracy = accuracy_of(configs[key], state["best_net"], recordings)
+        if accuracy is None:
+            print(
+                f"warning: {experiment.name}/trials/{key}.pt holds no network of its config: "
+                "left out",
+                file=sys.stderr,
+            )
+            continue
+
+        number = len(trial_rows)
+        trial_rows.append(row_of(key, state, accuracy))
+        for row in state["history"]:
+            epoch_rows.append(
+                {
+                    "trial": number,
+                    "epoch": row["training_iteration"],
+                    "lambd": row["lambd_est"],
+                    "seconds": row["time_this_iter_s"],
+                }
+            )
+    return trial_rows, epoch_rows
 
 
-def accuracy_of(state, recordings):
-    """Accuracy (0..1) of a trial's best network on its test split, None where it does not fit its
-    config.
+def row_of(key, state, accuracy):
+    """A trial's row of NAME.csv."""
+    row = dict(state["history"][-1])
+    row["time_total_s"] = sum(epoch["time_this_iter_s"] for epoch in state["history"])
+    row["trial_id"] = key
+    row["logdir"] = state["logdir"]
+    row["scripts"] = "+".join(scripts_version(hashes) for hashes in state["scripts"])
+    for name, value in state["config"]:
+        row[f"config/{name}"] = value
+    row["test_accuracy"] = accuracy
+    return row
+
+
+def accuracy_of(config, weights, recordings):
+    """Accuracy (0..1) of a network with these weights on its test split.
+
+    None where the weights do not fit the config.
     """
     import train  # not for --help: torch takes seconds
 
-    config = {**state["config"], "pretrained": False}
+    # The published weights are not read once more: the trained ones take their place.
+    config = config.model_copy(update={"pretrained": False})
     net, loss_function, device = train.prepare(config)
     try:
-        net.load_state_dict(state["best_net"])
+        net.load_state_dict(weights)
     except (AttributeError, TypeError, RuntimeError):
         return None
+
     data = datasets.load(config, recordings).to(device)
-    return train.evaluate(net, loss_function, data, data.splits["test"], config["batch_size"])[1]
+    _, accuracy = train.evaluate(net, loss_function, data, data.splits["test"], config.batch_size)
+    return accuracy
+
+
+def tell_missing(experiment, configs, n_tested):
+    """Prints how many trials of the experiment are not tested, and how many do not belong to it."""
+    name = experiment.name
+    n_missing = len(configs) - n_tested
+    if n_missing:
+        print(
+            f"warning: {name}: {n_missing} of {len(configs)} trials failed or are not finished: "
+            "left out"
+        )
+    n_aside = len(set(experiment.trial_keys()) - configs.keys())
+    if n_aside:
+        print(f"{name}: {n_aside} trials that are not of its search space now stay aside")
+
+
+def reduced(plan):
+    """What is kept of a Plan: NAME.csv has the configs, and words that name folders are private."""
+    starts = []
+    for start in plan.starts:
+        command = re.sub(r"(--(ray_root|data)_dir) ", r"\1=", start["command"])
+        words = [
+            word
+            for word in shlex.split(command)
+            if not re.match(r"--(ray_root|data)_dir|.*/", word)
+        ]
+        starts.append(start | {"command": shlex.join(words)})
+
+    budgets = [config["max_epochs"] for config in plan.trials.values()]
+    return {
+        "version": plan.version,
+        "seeds": plan.seeds,
+        "n_trials": len(plan.trials),
+        "max_epochs": max(budgets),
+        "starts": starts,
+    }
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def load_recordings(config, dataset, folder):
     out of date.
     """
     name, sample_rate, n_points = (
-        config[key] for key in ("dataset_name", "resample_rate", "n_points")
+        getattr(config, key) for key in ("dataset_name", "resample_rate", "n_points")
     )
     cache = Path(
         os.environ.get("DMEL_CACHE_DIR") or folder, f"{name}_{sample_rate}Hz_{n_points}.npy"

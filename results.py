@@ -1,8 +1,7 @@
-"""The plan and the trials of an experiment, in its folder RAY_RESULTS/NAME; docs/cluster.md lists
-all files there.
+"""The plan and the trials of an experiment, in its folder RAY_RESULTS/NAME.
 
-RAY_RESULTS is a folder or a URI, such as s3://bucket/results. Every file is replaced whole, and
-none is unpickled.
+docs/cluster.md lists all files there. RAY_RESULTS is a folder or a URI, such as s3://bucket/results.
+Every file is replaced whole, and none is unpickled.
 """
 
 import contextlib
@@ -26,44 +25,41 @@ import filelock
 import pydantic
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
-from config import InputError, digest, first_line, trial_key, whole_file
+from config import InputError, digest, first_line, parse, whole_file
 
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
-SCRIPTS = (
-    "dmel.py",
-    "models.py",
-    "train.py",
-    "datasets.py",
-    "recordings.py",
-)  # they make the numbers
-RECORD, TABLE, EPOCHS = (
-    "{0}/experiment.json",
-    "{0}/{0}.csv",
-    "{0}/epochs.csv",
-)  # files of an experiment, by its name
+SCRIPTS = ("dmel.py", "models.py", "train.py", "datasets.py", "recordings.py")  # make the numbers
+
+# Files of an experiment, by its name.
+RECORD = "{0}/experiment.json"
+TABLE = "{0}/{0}.csv"
+EPOCHS = "{0}/epochs.csv"
+
+MOVED_ASIDE = r"\.\d{8}-\d{6}$"  # end of the name of an experiment that --restart moved
 
 
 class Storage:
-    """Files below a folder, given as a path or as a URI; raises OSError where one cannot be read or
-    written.
+    """Files below a folder, given as a path or as a URI.
+
+    Raises OSError where a file cannot be read or written.
     """
 
     def __init__(self, root):
+        root = str(root)
+        uri = root if "://" in root else Path(root).absolute()
         try:
-            self.filesystem, path = FileSystem.from_uri(
-                str(root if "://" in str(root) else Path(root).absolute())
-            )
+            self.filesystem, path = FileSystem.from_uri(uri)
         except (ValueError, OSError) as error:
             raise InputError(
                 f"cannot use '{root}' for results: name a folder or URI ({first_line(error)})."
             ) from None
-        self.root = path.rstrip(
-            "/"
-        )  # without the settings that a URI has behind ?, or a password before @
+
+        # Without the settings that a URI has behind ?, or a password before @.
+        self.root = path.rstrip("/")
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
-        self.address = (
-            self.root if self.is_local else f"{self.filesystem.type_name}://{self.root}"
-        )  # for people
+        self.address = self.root  # for people
+        if not self.is_local:
+            self.address = f"{self.filesystem.type_name}://{self.root}"
 
     def read(self, name):
         """Content of a file as bytes, None where there is none."""
@@ -75,51 +71,50 @@ class Storage:
 
     def write(self, name, content):
         """Replaces a file, whole; content: bytes or text."""
-        open_file = (
-            whole_file if self.is_local else self.filesystem.open_output_stream
-        )  # where none appears in part
+        if isinstance(content, str):
+            content = content.encode()
+        # On other storages than folders no file appears in part.
+        open_file = whole_file if self.is_local else self.filesystem.open_output_stream
         with open_file(f"{self.root}/{name}") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
 
     def list(self, name=""):
         """Names of what a folder holds, hidden files left out."""
-        files = self.filesystem.get_file_info(
-            FileSelector(f"{self.root}/{name}", allow_not_found=True)
-        )
-        return sorted(file.base_name for file in files if not file.base_name.startswith("."))
+        selector = FileSelector(f"{self.root}/{name}", allow_not_found=True)
+        names = [file.base_name for file in self.filesystem.get_file_info(selector)]
+        return sorted(name for name in names if not name.startswith("."))
+
+
+class LastEpoch(pydantic.BaseModel, strict=True, extra="forbid"):
+    """Tells whether a finished trial is still the one that was tested: of its last row."""
+
+    training_iteration: int
+    valid_loss: float
 
 
 class Plan(pydantic.BaseModel, strict=True, extra="forbid"):
-    """The content of experiment.json."""
+    """The content of experiment.json: which trials belong to the experiment now."""
 
-    version: Literal[1] = 1
-    search_space: dict[str, Any]  # see config.describe
-    data: dict[str, int | str] | None = (
-        None  # of recordings: clips, their number, and identity, see recordings.py
-    )
-    batches: list[
-        dict[str, Any]
-    ]  # seeds, n_trials and provenance() of each start that added trials
-    trials: dict[str, dict[str, Any]]  # config by key
-    checksum: str = ""  # of all else
+    version: Literal[2] = 2
+    seeds: list[int] = []  # of the runs ever asked for
+    trials: dict[str, dict[str, Any]] = {}  # config of each trial that belongs, by its key
+    # The last epoch of each of them that was finished when main.py last looked.
+    finished: dict[str, LastEpoch] = {}
+    starts: list[dict[str, Any]] = []  # seeds, n_trials and provenance() of what added something
 
-    def checksum_now(self):
-        return digest(self.model_dump(exclude={"checksum"}))
+    def configs(self):
+        """The Configs of the trials that belong, by key.
 
-    def keep_to(self, recordings, name, place):
-        """Raises InputError where recordings are not those that the plan was made on; a new plan
-        takes them.
+        A config that is not valid any more, or has another key now, is left out: its trial lies
+        aside.
         """
-        found = recordings and {"clips": len(recordings.clips), "identity": recordings.identity}
-        if self.checksum and found != self.data:
-            there, here = (
-                f"{data['clips']} recordings (hash {data['identity'][:12]})"
-                for data in (self.data, found)
-            )
-            raise InputError(
-                f"{name} was begun on {there}, '{place}' has {here}: bring those back, or change --name."
-            )
-        self.data = found
+        configs = {}
+        for key, values in self.trials.items():
+            with contextlib.suppress(InputError):
+                config = parse(values)
+                if config.key == key:
+                    configs[key] = config
+        return configs
 
 
 class Experiment:
@@ -128,52 +123,66 @@ class Experiment:
     def __init__(self, results_dir, name):
         if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name, re.ASCII):
             raise InputError(
-                f"'{name}' cannot be the name of an experiment: use letters, digits, _, -, dots inside."
+                f"'{name}' cannot be the name of an experiment: "
+                "use letters, digits, _, -, dots inside."
             )
-        self.name, self.storage = name, Storage(results_dir)
+        self.name = name
+        self.storage = Storage(results_dir)
         self.address = f"{self.storage.address}/{name}"  # for people
 
     def alone(self):
-        """A context that keeps other processes out; raises InputError where one is in. A URI has no
-        lock.
+        """A context that keeps other processes out; raises InputError where one is in.
+
+        A URI has no lock.
         """
         if not self.storage.is_local:
             return contextlib.nullcontext()
+        lock = filelock.FileLock(f"{self.storage.root}/.{self.name}.lock")
         try:  # freed when its process ends, in any way
-            lock = filelock.FileLock(f"{self.storage.root}/.{self.name}.lock").acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except filelock.Timeout:
             raise InputError(
                 f"{self.address} is in use: wait for the main.py or predict_test.py there."
             ) from None
-        for left in Path(self.storage.root, self.name).rglob(
-            "*.tmp"
-        ):  # of writes that were interrupted
-            left.unlink(missing_ok=True)
-        return lock
+
+        for left in Path(self.storage.root, self.name).rglob("*.tmp"):
+            left.unlink(missing_ok=True)  # of a write that was interrupted
+        return held
 
     def read_plan(self):
-        """The Plan, None where there is none."""
-        if (content := self.storage.read(RECORD.format(self.name))) is None:
+        """The Plan, None where there is none; raises InputError where it cannot be used."""
+        content = self.storage.read(RECORD.format(self.name))
+        if content is None:
             return None
-        with contextlib.suppress(ValueError):
-            plan = Plan.model_validate_json(content)
-            if plan.checksum == plan.checksum_now() and [*map(trial_key, plan.trials.values())] == [
-                *plan.trials
-            ]:
-                return plan
-        told = "it is damaged, or of an earlier version: restore it, or start anew with main.py --restart"
-        raise InputError(f"{self.address}/experiment.json cannot be used as {told}.")
+
+        path = f"{self.address}/experiment.json"
+        try:
+            values = json.loads(content)
+            if "batches" in values:  # of version 1, which knew other keys of trials
+                raise InputError(
+                    f"{path} is of an earlier version of these scripts: tables and figures read "
+                    "it; to train, move it aside with main.py --restart, or change --name."
+                )
+            return Plan.model_validate(values)
+        except (ValueError, TypeError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{path} is damaged: restore it, or start anew with main.py --restart."
+            ) from None
 
     def write_plan(self, plan):
-        plan.checksum = plan.checksum_now()
         self.storage.write(RECORD.format(self.name), json.dumps(plan.model_dump(), indent=2) + "\n")
 
     def move_aside(self):
         """Renames the folder, if there is one, and returns its new name."""
-        aside, storage = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}", self.storage
+        storage = self.storage
         if not storage.list(self.name):
             return None
-        old, new = f"{storage.root}/{self.name}", f"{storage.root}/{aside}"
+
+        aside = f"{self.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        old = f"{storage.root}/{self.name}"
+        new = f"{storage.root}/{aside}"
         if storage.is_local:
             os.rename(old, new)
         else:
@@ -181,79 +190,131 @@ class Experiment:
             storage.filesystem.delete_dir(old)
         return aside
 
+    def trial_keys(self):
+        """Keys of all trials that have a file, whether they belong or not."""
+        names = self.storage.list(f"{self.name}/trials")
+        return [name.removesuffix(".pt") for name in names if name.endswith(".pt")]
+
     def read_trial(self, key):
-        """What write_trial was given, None where there is no such file, or, with a warning,
-        something else in it.
+        """What write_trial was given, with its config as a Config; None where there is no file.
+
+        Raises ValueError where the file holds something else.
         """
         import torch  # here and below, as tables do without
 
-        try:
-            if (content := self.storage.read(f"{self.name}/trials/{key}.pt")) is None:
-                return None
-            broken = zipfile.ZipFile(
-                io.BytesIO(content)
-            ).testzip()  # torch.load does not look at checksums
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if (
-                broken
-                or trial_key(state["config"]) != key
-                or not {"history", "finished", "best_net"} <= state.keys()
-            ):
-                raise ValueError("it is not what was written")
-            return state
-        except Exception as error:  # a file of something else can fail in every way
-            damage = f"{self.address}/trials/{key}.pt is damaged ({first_line(error)})"
-            print(f"warning: {damage}: left out, main.py trains it anew", file=sys.stderr)
+        content = self.storage.read(f"{self.name}/trials/{key}.pt")
+        if content is None:
             return None
 
+        try:
+            broken = zipfile.ZipFile(io.BytesIO(content)).testzip()
+            if broken:  # torch.load does not look at checksums
+                raise ValueError(f"{broken} in it is not what was written")
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state["config"] = parse(state["config"])
+            if state["config"].key != key:
+                raise ValueError("it is of another trial")
+            missing = {"history", "best_net", "data", "scripts"} - state.keys()
+            if missing or not state["history"]:
+                raise ValueError("it is not what was written")
+        except Exception as error:  # a file of something else can fail in every way
+            path = f"{self.address}/trials/{key}.pt"
+            raise ValueError(f"{path} is damaged ({first_line(error)})") from None
+        return state
+
+    def read_configs(self, keys):
+        """Configs of the trials that have an intact file."""
+        configs = []
+        for key in keys:
+            with contextlib.suppress(ValueError):
+                state = self.read_trial(key)
+                if state is not None:
+                    configs.append(state["config"])
+        return configs
+
+    def read_trials(self, keys):
+        """(key, state) of the trials that have an intact file, one at a time; warns of others."""
+        for key in keys:
+            try:
+                state = self.read_trial(key)
+            except ValueError as damage:
+                print(f"warning: {damage}: left out, main.py trains it anew", file=sys.stderr)
+                continue
+            if state is not None:
+                yield key, state
+
     def write_trial(self, key, state):
-        """Replaces the trial's file; state: tensors and plain values, with config, history,
-        finished and best_net.
-        """
+        """Replaces a trial's file; state: tensors and plain values, and its Config as config."""
         import torch
 
         content = io.BytesIO()
-        torch.save(state, content)
+        torch.save(state | {"config": state["config"].model_dump()}, content)
         self.storage.write(f"{self.name}/trials/{key}.pt", content.getbuffer())
 
-    def finished_trials(self, plan):
-        """(key, state) of each trial that was trained to its end, one at a time."""
-        return (
-            (key, state)
-            for key in plan.trials
-            if (state := self.read_trial(key)) and state["finished"]
-        )
+
+def data_of(recordings):
+    """What identifies the recordings that a trial is trained on, None for drawn data."""
+    if recordings is None:
+        return None
+    return {"clips": len(recordings.clips), "identity": recordings.identity}
+
+
+def check_recordings(name, trained_on, found=None):
+    """Raises InputError where trials were trained on other recordings than those found here.
+
+    trained_on: data_of() of each trial. found: that of the recordings here; where it is None, as no
+    recordings are needed, trials are compared with each other.
+    """
+    trained_on = [data for data in trained_on if data is not None]
+    if found is None and trained_on:
+        found = trained_on[-1]
+    others = [data for data in trained_on if data != found]
+    if not others:
+        return
+
+    def described(data):
+        return f"{data['clips']} recordings (hash {data['identity'][:12]})"
+
+    raise InputError(
+        f"{name}: {len(others)} of its trials were trained on {described(others[0])}, not on these "
+        f"{described(found)}: bring the former back, change --name, or begin anew with --restart."
+    )
 
 
 def scripts():
     """Hash of each script that makes the numbers."""
-    return {
-        name: hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()[:12]
-        for name in SCRIPTS
-    }
+    hashes = {}
+    for name in SCRIPTS:
+        content = Path(__file__).with_name(name).read_bytes()
+        hashes[name] = hashlib.sha256(content).hexdigest()[:12]
+    return hashes
+
+
+def scripts_version(hashes):
+    """A short name for a version of the scripts; hashes: of scripts()."""
+    return digest(hashes)[:12]
 
 
 def provenance():
-    """What made a batch: command, versions, git commit, hashes of the scripts, hardware."""
+    """What made trials: command, versions, git commit, hashes of the scripts, hardware, time."""
     import torch
 
-    git, describe = (
-        shutil.which("git"),
-        ["-C", Path(__file__).parent, "describe", "--always", "--dirty"],
-    )
-    commit = (
-        subprocess.run([git, *describe], capture_output=True, text=True).stdout.strip()
-        if git
-        else ""
-    )
+    commit = ""
+    git = shutil.which("git")
+    if git:
+        command = [git, "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        versions[package] = version(package)
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S%z"),
         "git_commit": commit or "not a git checkout",
         "scripts": scripts(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-        },
+        "versions": versions,
         "hardware": {"machine": platform.platform(), "cpu_cores": os.cpu_count(), "gpus": gpus},
     }
