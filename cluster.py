@@ -111,7 +111,8 @@ def guard(folder):
     clean_up = """
         exec 2>/dev/null
         read -r _
-        find /proc/[0-9]*/fd -lname "$1/*" | cut -d / -f 3 | sort -u | grep -vx "$PPID" | xargs -r kill -9
+        find /proc/[0-9]*/fd -lname "$1/*" | cut -d / -f 3 | sort -u | grep -vx "$PPID" |
+            xargs -r kill -9
         rm -rf "$1"
     """
     return subprocess.Popen(
@@ -168,7 +169,7 @@ def check_nodes(experiment, plan):
 
 
 def resources(wanted, cpus=None, gpus=None):
-    """CPUs and GPUs of a trial: as asked for, otherwise those wanted as far as machines have them."""
+    """CPUs and GPUs of a trial: as asked for, or those wanted as far as machines have them."""
     machines = []
     for node in ray.nodes():
         if node["Alive"]:

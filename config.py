@@ -1,4 +1,4 @@
-"""Every key of a config, which describes one trial, with its meaning and limits; what scripts share.
+"""Every key of a config, which describes one trial, with its limits; and what scripts share.
 
 search_spaces.py gives dicts; read_search_space and draw turn one into Config objects, once, and
 everything behind them takes the object: config.n_mels.
@@ -294,7 +294,7 @@ def comparable(value):
 
 @contextlib.contextmanager
 def seeded(generator):
-    """Python's and numpy's global generators, seeded: functions in tune.sample_from may use them."""
+    """Seeds the global generators of Python and numpy, which tune.sample_from may use."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     random.seed(int(generator.randint(2**31)))

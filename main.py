@@ -55,7 +55,9 @@ def main():
             train_trials(experiment, old_plan, work, args)
         else:
             check_recordings(args.name, [trial.data for trial in work.trained.values()])
-            experiment.write_plan(new_plan(old_plan, work))
+            plan = new_plan(old_plan, work)
+            if plan != old_plan:
+                experiment.write_plan(plan)
     print(f"{args.name}: all trials are finished, in {experiment.address}")
 
 
@@ -413,6 +415,7 @@ def run_trial(config, recordings, data, experiment, save_seconds):
 
     log_folder = f"{context.get_experiment_name()}/{os.path.basename(context.get_trial_dir())}"
     about = {
+        "config": config,
         "data": data,
         "scripts": versions,
         "logdir": f"{experiment.address}/ray/{log_folder}",

@@ -15,16 +15,18 @@ from pathlib import Path
 
 import matplotlib.style
 import numpy as np
-from matplotlib.artist import setp
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import datasets
-from config import InputError, complete, run
+from config import Config, InputError, parse, run
 from results import Storage
-from summary import CELL, Interval, fixed_runs, halves, read_all
+from summary import Interval, cells, fixed_runs, read_all
 
 WIDTH = 7.2  # inches: of a text page, and readable in a README
 LOG_RANGE = 12  # of a log-Mel picture, down from its largest value
+MEL_TICKS = (500, 1000, 2000, 4000, 8000)  # Hz
+PULSES = ("one pulse", "two, apart in time", "two, apart in frequency")  # classes, by label
 
 
 def main():
@@ -32,9 +34,7 @@ def main():
         description="Draw the figures from the CSV files of predict_test.py."
     )
     parser.add_argument(
-        "--ray_results_dir",
-        default="ray_results",
-        help="folder or URI of all results (ray_results)",
+        "--ray_results_dir", default="ray_results", help="folder or URI of results (ray_results)"
     )
     parser.add_argument(
         "--data_base_dir", default="data", help="folder of audio_mnist/ and esc50/ (data)"
@@ -43,23 +43,13 @@ def main():
     parser.add_argument(
         "--figures", nargs="+", choices=FIGURES, help="which ones (all that can be drawn)"
     )
+    parser.add_argument("--experiment", nargs="+", metavar="NAME", help="which to show (all)")
     parser.add_argument(
-        "--experiment", nargs="+", metavar="NAME", help="which to show (all; a clip: audio_mnist)"
-    )
-    parser.add_argument(
-        "--clip", type=int, default=0, help="number of their clip in the test split (0)"
+        "--clip", type=int, default=0, help="number of the clip shown, in the test split (0)"
     )
     args = parser.parse_args()
-    experiments = {
-        name: r
-        for name, r in read_all(Storage(args.ray_results_dir)).items()
-        if r.trials["epochs"].any()
-    }
-    if unknown := [name for name in args.experiment or () if name not in experiments]:
-        raise InputError(
-            f"--experiment: there are no results of '{unknown[0]}', but of {', '.join(experiments)}."
-        )
-    experiments = {name: experiments[name] for name in args.experiment or experiments}
+
+    experiments = chosen_experiments(args)
     output = Storage(args.output_dir)
     matplotlib.style.use(Path(__file__).with_name("figures.mplstyle"))
     for name in args.figures or FIGURES:
@@ -71,27 +61,46 @@ def main():
             print(f"{name}: skipped: {reason}")
             continue
         for suffix in ("png", "pdf"):
-            figure.savefig(content := io.BytesIO(), format=suffix, metadata={"CreationDate": None})
+            content = io.BytesIO()
+            figure.savefig(content, format=suffix, metadata={"CreationDate": None})
             output.write(f"{name}.{suffix}", content.getvalue())
         print(f"{name}: {output.address}/{name}.png and .pdf")
 
 
+def chosen_experiments(args):
+    """Results by name, of the experiments to show; raises InputError where one has none."""
+    experiments = {}
+    for name, results in read_all(Storage(args.ray_results_dir), args.experiment or ()).items():
+        if results.trials["epochs"].any():
+            experiments[name] = results
+        if results.n_untested:
+            print(f"{name}: {results.n_untested} trials are not tested: run predict_test.py")
+
+    for name in args.experiment or ():
+        if name not in experiments:
+            raise InputError(
+                f"--experiment: there are no results of '{name}', but of {', '.join(experiments)}."
+            )
+    return {name: experiments[name] for name in args.experiment or experiments}
+
+
+# What the network sees
+
+
 def dmel(experiments, args):
-    """The overview: a waveform, and what the network sees of it at the shortest, the trained and
-    the longest window.
-    """
+    """The overview: a waveform, and its log-Mel at the shortest, the trained and a long window."""
     results, clip = chosen_clip(experiments, args)
-    best = (
-        halves(results.trials)[0].sort_values("best_valid_acc").iloc[-1]
-    )  # chosen without the test split
-    trained = best["best_lambd_est"]
-    lambds = sorted([trained, *results.trials["config/init_lambd"].iloc[[0, -1]]], key=abs)
-    shown = [
-        ("waveform", None),
-        *((f"{best['unit'] * abs(lambd):.0f} ms", lambd) for lambd in lambds),
-    ]
+    trained = results.trials[results.trials["config/trainable"]]
+    best = trained.sort_values("best_valid_acc").iloc[-1]  # chosen without the test split
+    initial = results.trials["config/init_lambd"]
+    lambds = sorted([abs(best["best_lambd_est"]), initial.min(), initial.max()])
+
+    shown = [("waveform", None)]
+    for lambd in lambds:
+        shown.append((f"{best['unit'] * lambd:.0f} ms", lambd))
     figure, [axes] = pictures(config_of(best), [clip], [shown], 2.2)
-    axis = axes[1 + lambds.index(trained)]
+
+    axis = axes[1 + lambds.index(abs(best["best_lambd_est"]))]
     axis.set_title(f"{axis.get_title()}, trained", color="C0", weight="bold")
     axis.spines[:].set(visible=True, color="C0", linewidth=2.5)
     return figure
@@ -100,57 +109,50 @@ def dmel(experiments, args):
 def before_after(experiments, args):
     """What the network sees of a clip before and after training, for every initial window."""
     results, clip = chosen_clip(experiments, args)
-    trials = halves(results.trials)[0].groupby(CELL).head(1)
-    shown = []
-    for when, columns in (
-        ("before", ["init_window", "config/init_lambd"]),
-        ("after", ["window", "best_lambd_est"]),
-    ):
-        shown.append(
-            [
-                (f"{when} training: {window:.0f} ms", lambd)
-                for window, lambd in trials[columns].to_numpy()
-            ]
-        )
-    return pictures(config_of(trials.iloc[0]), [clip, clip], shown, 3.8)[0]
+    before = []
+    after = []
+    for cell in cells(results.trials):
+        if len(cell.trained):
+            trial = cell.trained.iloc[0]
+            title = f"before training: {cell.init_window:.0f} ms"
+            before.append((title, trial["config/init_lambd"]))
+            after.append((f"after training: {trial['window']:.0f} ms", trial["best_lambd_est"]))
+    figure, _ = pictures(config_of(trial), [clip, clip], [before, after], 3.8)
+    return figure
 
 
 def data_example(experiments, args):
-    """The three classes of time_frequency, and what the network sees of them at λ = 0.2, 1 and 5
-    sigma_ref.
-    """
-    if not (
-        trials := [
-            results.trials
-            for results in experiments.values()
-            if "config/sigma_ref" in results.trials
-        ]
-    ):
-        raise InputError("there are no results of time_frequency.")
-    config = config_of(trials[0].iloc[0]) | {"seed": 1, "noise_std": 0.1}
-    data, sigma = datasets.load(config), config["sigma_ref"]
-    clips = [data.clips[data.labels == label][0] for label in range(3)]
-    shown = [
-        ("waveform", None),
-        *((rf"$\lambda$ = {n:g} $\sigma_{{ref}}$", n * sigma) for n in (0.2, 1.0, 5.0)),
+    """The three classes of time_frequency, and what the network sees of them at three λ."""
+    drawn = [
+        results.trials for results in experiments.values() if "config/sigma_ref" in results.trials
     ]
-    figure, axes = pictures(config, clips, [shown, *2 * [[("", lambd) for _, lambd in shown]]], 5.2)
-    for axis, name in zip(
-        axes[:, 0], ("one pulse", "two, apart in time", "two, apart in frequency"), strict=True
-    ):
+    if not drawn:
+        raise InputError("there are no results of time_frequency.")
+    config = config_of(drawn[0].iloc[0]).model_copy(update={"seed": 1, "noise_std": 0.1})
+    data = datasets.load(config)
+    clips = [data.clips[data.labels == label][0] for label in range(len(PULSES))]
+
+    shown = [("waveform", None)]
+    for factor in (0.2, 1.0, 5.0):
+        shown.append((rf"$\lambda$ = {factor:g} $\sigma_{{ref}}$", factor * config.sigma_ref))
+    untitled = [("", lambd) for _, lambd in shown]
+    figure, axes = pictures(config, clips, [shown, untitled, untitled], 5.2)
+    for axis, name in zip(axes[:, 0], PULSES, strict=True):
         axis.set_ylabel(f"{name}\namplitude")
     return figure
 
 
 def chosen_clip(experiments, args):
-    """Results of --experiment, and clip number --clip of its test split, shape = (n_points,), a
-    float32 tensor.
+    """The first Results with a window trained on recordings, and clip number --clip of its test.
+
+    The clip is a float32 tensor, shape = (n_points,).
     """
-    results = experiments.get(args.experiment[0] if args.experiment else "audio_mnist")
-    if results is None or results.in_samples or not results.trials["config/trainable"].any():
-        raise InputError(
-            "audio_mnist, or the first --experiment, has no results with a window trained on recordings."
-        )
+    for results in experiments.values():
+        if not results.in_samples and results.trials["config/trainable"].any():
+            break
+    else:
+        raise InputError("no experiment shown here has a window trained on recordings.")
+
     config = config_of(results.trials.iloc[0])
     data = datasets.load(config, datasets.recordings_of(config, args.data_base_dir))
     clips = data.clips[data.splits["test"]]
@@ -160,195 +162,241 @@ def chosen_clip(experiments, args):
 
 
 def config_of(trial):
-    """The config of a trial, a row of the table; what the table leaves empty is left out."""
-    config = {
-        key.removeprefix("config/"): value
-        for key, value in trial.filter(like="config/").dropna().items()
-    }
-    with contextlib.suppress(
-        KeyError, TypeError, ValueError, SyntaxError
-    ):  # no split, or a name: check knows them
-        config["split"] = ast.literal_eval(config["split"])
-    config = complete(config | {"pretrained": False})
+    """The Config of a trial, a row of the table; what the table leaves empty is at its default."""
+    config = {}
+    for key in Config.model_fields:
+        value = trial.get(f"config/{key}")
+        if value is not None and value == value:  # not nan
+            config[key] = value
+    with contextlib.suppress(KeyError, TypeError, ValueError, SyntaxError):
+        config["split"] = ast.literal_eval(config["split"])  # groups; a name stays as it is
+    config = parse(config | {"pretrained": False})
     datasets.check(config)
     return config
 
 
 def pictures(config, clips, rows, height):
-    """A figure, height in inches, and its panels: a row for each clip, a tensor (n_points,), of
-    (title, λ in samples).
+    """A figure, height in inches, and its panels: a row of (title, λ in samples) for each clip.
 
-    A panel shows what the config's network sees of the clip at that λ; at None, as the first may
-    be, the clip itself.
+    A clip is a tensor, shape = (n_points,). A panel shows what the config's network sees of it at
+    that λ, or at None the clip itself, which only the first of a row may be.
     """
     from models import build  # here, as other figures do without torch
 
-    layer = build(config)[0].spectrogram_layer.requires_grad_(False)
-    is_mel, is_recording, rate = (
-        hasattr(layer, "n_mels"),
-        bool(config["resample_rate"]),
-        config["resample_rate"] or 1,
-    )
-    bands = "mel band" if is_mel else "frequency, Hz" if is_recording else "cycles per sample"
+    net, _ = build(config)
+    layer = net.spectrogram_layer.requires_grad_(False)
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=True)
     for clip, row, shown in zip(clips, axes, rows, strict=True):
         for axis, (title, lambd) in zip(row, shown, strict=True):
-            axis.set(title=title, ylabel="amplitude" if lambd is None else bands)
+            axis.set_title(title)
             if lambd is None:
-                axis.plot(np.arange(len(clip)) / rate, clip / clip.abs().max(), "k", linewidth=0.6)
-                continue
-            layer.lambd.fill_(lambd)
-            features = layer(clip).numpy()  # (bands, frames)
-            extent = (0, len(clip) / rate, 0, layer.n_mels if is_mel else rate / 2)
-            axis.imshow(
-                features,
-                extent=extent,
-                vmin=features.max() - LOG_RANGE if is_mel and layer.log else None,
-            )
-    setp(axes[-1], xlabel="time, s" if is_recording else "time, samples")
-    setp(
-        axes[:, 1 + (rows[0][0][1] is None) :], ylabel="", yticklabels=[]
-    )  # which have the scale of their left
+                draw_waveform(axis, clip, config)
+            else:
+                layer.lambd.fill_(lambd)
+                draw_features(axis, layer(clip).numpy(), config, hasattr(layer, "n_mels"))
+
+    has_waveform = rows[0][0][1] is None
+    first_picture = 1 if has_waveform else 0
+    for axis in axes[:, first_picture + 1 :].flat:  # these have the scale of the first picture
+        axis.set(ylabel="", yticklabels=[])
+    for axis in axes[-1]:
+        axis.set_xlabel("time, s" if config.resample_rate else "time, samples")
     return figure, axes
 
 
-def curves(shown, height, axis_name, kind=""):
-    """A figure with a panel for each of some Results, whose initial windows stand along its "x" or
-    "y" axis.
-    """
+def draw_waveform(axis, clip, config):
+    """Draws a clip against time, with its largest amplitude at 1."""
+    seconds = np.arange(len(clip)) / (config.resample_rate or 1)
+    axis.plot(seconds, clip / clip.abs().max(), "k", linewidth=0.6)
+    axis.set_ylabel("amplitude")
+
+
+def draw_features(axis, features, config, is_mel):
+    """Draws features, shape = (bands, frames), with frequencies in Hz or in cycles per sample."""
+    rate = config.resample_rate or 1
+    duration = config.n_points / rate
+    if not is_mel:
+        axis.imshow(features, extent=(0, duration, 0, rate / 2))
+        axis.set_ylabel("frequency, Hz" if config.resample_rate else "frequency, cycles/sample")
+        return
+
+    n_mels = len(features)
+    lowest = features.max() - LOG_RANGE if config.energy_normalize else None
+    axis.imshow(features, extent=(0, duration, 0, n_mels), vmin=lowest)
+
+    # Filter k has its centre at (k + 1) / (n_mels + 1) of the mel scale, and lies at k + 1/2 here.
+    ticks = np.array([tick for tick in MEL_TICKS if tick <= rate // 2])
+    share = np.log(1 + ticks / 700) / np.log(1 + rate // 2 / 700)
+    axis.set_yticks((n_mels + 1) * share - 0.5, [str(tick) for tick in ticks])
+    axis.set_ylim(0, n_mels)
+    axis.set_ylabel("frequency, Hz")
+
+
+# Curves
+
+
+def panels(shown, height, sharey):
+    """A figure, height in inches, with a panel for each of some Results."""
     if not shown:
         raise InputError("there are no results.")
     figure = Figure(figsize=(max(WIDTH * len(shown) / 3, 3.6), height))
-    one_unit = len({results.in_samples for results in shown}) == 1
-    [axes] = figure.subplots(1, len(shown), squeeze=False, sharey=axis_name == "y" and one_unit)
-    for axis, results in zip(axes, shown, strict=True):
-        windows, unit = (
-            results.trials["init_window"].unique(),
-            "λ, samples" if results.in_samples else "window 6λ, ms",
-        )
-        about = {
-            "label": kind + unit,
-            "scale": "log",
-            "ticks": windows,
-            "ticklabels": [f"{w:.3g}" for w in windows],
-        }
-        n_epochs = results.trials["epochs"]
-        epochs = (
-            f"\n{n_epochs.max():.0f} epochs"
-            if (n_epochs >= results.trials["config/max_epochs"]).all()
-            else ""
-        )
-        axis.set(
-            title=results.name + epochs, **{axis_name + key: value for key, value in about.items()}
-        )
-        axis.minorticks_off()
-    return figure, axes
+    axes = figure.subplots(1, len(shown), squeeze=False, sharey=sharey)
+    for axis, results in zip(axes[0], shown, strict=True):
+        title = results.name
+        if (results.trials["epochs"] >= results.trials["config/max_epochs"]).all():
+            title += f"\n{results.trials['epochs'].max():.0f} epochs"
+        axis.set_title(title)
+    return figure, axes[0]
+
+
+def window_label(results):
+    return "λ, samples" if results.in_samples else "window 6λ, ms"
 
 
 def accuracy(experiments, args):
-    """Test accuracy against the initial window, means with their 95 % intervals, where both halves
-    were trained.
+    """Test accuracy against the initial window, where both halves were trained.
+
+    Points are means over runs, bars their 95 % intervals.
     """
-    shown = [
-        results
-        for results in experiments.values()
-        if results.trials["config/trainable"].nunique() == 2
-    ]
-    figure, axes = curves(shown, 2.8, "x", "initial ")
+    shown = []
+    for results in experiments.values():
+        if results.trials["config/trainable"].nunique() == 2:
+            shown.append(results)
+
+    figure, axes = panels(shown, 2.8, sharey=False)
+    looks = {True: ("o", 1.04), False: ("s", 1 / 1.04)}  # marker, and shift, so both can be seen
     for axis, results in zip(axes, shown, strict=True):
-        looks = (
-            ("o", 1.04),
-            ("s", 1 / 1.04),
-        )  # marker, and shift of the windows so that both can be seen
-        for (method, trials), (marker, shift) in zip(
-            results.trials.groupby("method"), looks, strict=True
-        ):
-            windows = trials.groupby(CELL)["init_window"].first() * shift
-            values = [Interval(accuracies) for _, accuracies in trials.groupby(CELL)["accuracy"]]
-            means, highs = np.array([(value.mean, value.high) for value in values]).T
-            axis.errorbar(
-                windows, means, np.nan_to_num(highs - means), label=method, marker=marker, capsize=3
-            )
-        n = results.trials.groupby([*CELL, "method"]).size().max()
-        axis.set(ylabel="test accuracy, %", title=f"{axis.get_title()}, n = {n}")
-    axes[0].legend(fontsize=9)
+        models = list(dict.fromkeys(results.trials["model"]))
+        most_runs = 0
+        for model in models:
+            for is_trained, (marker, shift) in looks.items():
+                trials = results.trials[results.trials["model"] == model]
+                trials = trials[trials["config/trainable"] == is_trained]
+                by_window = trials.groupby("init_window")["accuracy"]
+                values = [Interval(runs).within(0, 100) for _, runs in by_window]
+                most_runs = max(most_runs, by_window.size().max())
+
+                means = np.array([value.mean for value in values])
+                lows = np.nan_to_num(means - [value.low for value in values])
+                highs = np.nan_to_num([value.high for value in values] - means)
+                method = trials["method"].iloc[0]
+                axis.errorbar(
+                    np.array(list(by_window.groups)) * shift,
+                    means,
+                    [lows, highs],
+                    label=method if len(models) == 1 else f"{model}, {method}",
+                    marker=marker,
+                    capsize=3,
+                )
+        windows = sorted(set(results.trials["init_window"]))
+        axis.set(
+            title=f"{axis.get_title()}, n = {most_runs}",
+            xscale="log",
+            xlabel=f"initial {window_label(results)}",
+            ylabel="test accuracy, %",
+        )
+        axis.set_xticks(windows, [f"{window:.3g}" for window in windows])
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
     return figure
 
 
 def convergence(experiments, args):
-    """λ over the epochs of every trained run, and the median epoch from which it stays within 10 %
-    of where it ends.
-    """
-    shown = [
-        results for results in experiments.values() if results.trials["config/trainable"].any()
-    ]
-    figure, axes = curves(shown, 3.6, "y")
+    """λ over the epochs of every trained run; the legend has the median at the best epoch."""
+    shown = []
+    for results in experiments.values():
+        if results.trials["config/trainable"].any():
+            shown.append(results)
+
+    looks = list(matplotlib.rcParams["axes.prop_cycle"])
+    one_unit = len({results.in_samples for results in shown}) == 1
+    figure, axes = panels(shown, 3.6, sharey=one_unit)
     for axis, results in zip(axes, shown, strict=True):
-        trained = halves(results.trials)[0].groupby(CELL)
-        for ((*_, init_window, _), trials), look in zip(
-            trained, matplotlib.rcParams["axes.prop_cycle"], strict=False
-        ):
-            for unit, lambds in zip(trials["unit"], trials["lambds"], strict=True):
-                axis.plot([init_window, *(unit * np.abs(lambds))], linewidth=0.8, **look)
-            settled = trials["settled"].fillna(np.inf).median()
-            end = f"settled by epoch {settled:.0f}" if np.isfinite(settled) else "still moving"
-            axis.plot([], [], **look, label=f"from {init_window:.3g}: {end}")
+        unit = "samples" if results.in_samples else "ms"
+        for number, cell in enumerate(cells(results.trials)):
+            look = looks[number % len(looks)]
+            for _, trial in cell.trained.iterrows():
+                windows = trial["unit"] * np.abs(trial["lambds"])
+                axis.plot([cell.init_window, *windows], linewidth=0.8, **look)
+            if len(cell.trained):
+                best = cell.trained["window"].median()
+                label = f"from {cell.init_window:.3g}: {best:.3g} {unit}"
+                if results.trials["model"].nunique() > 1:
+                    label = f"{cell.model}, {label}"
+                axis.plot([], [], **look, label=label)
         if "config/sigma_ref" in results.trials:
             sigma = results.trials["config/sigma_ref"].iloc[0]
-            axis.axhline(sigma, color="black", linewidth=1, linestyle="-.", label=r"$\sigma_{ref}$")
+            label = rf"$\sigma_{{ref}}$ = {sigma:g} samples"
+            axis.axhline(sigma, color="black", linewidth=1, linestyle="-.", label=label)
+
         axis.set(xscale="symlog", xlabel="epoch", xlim=(0, None))
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:g}"))
+        axis.set(yscale="log", ylabel=window_label(results))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda window, _: f"{window:g}"))
+        axis.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.grid(axis="y", linewidth=0.3)
+        axis.legend(
+            title="median at the best epoch", loc="upper center", bbox_to_anchor=(0.5, -0.2)
+        )
     return figure
 
 
+# Cost
+
+
 def time_complexity(experiments, args):
-    """What a DMEL run costs, in fixed windows: the paper's cost model, and seconds measured here."""
+    """What a DMEL run costs, in fixed windows: the paper's cost model, and seconds measured."""
     figure = Figure(figsize=(WIDTH, 2.8))
-    axes, counts = figure.subplots(1, 3), np.arange(1, 60)
+    axes = figure.subplots(1, 3)
+    counts = np.arange(1, 60)
     for axis, c1 in zip(axes, (0.0001, 0.9999), strict=False):
         for seconds in (0.020, 0.300):
-            axis.plot(
-                counts,
-                [cost_ratio(seconds, n, c1) for n in counts],
-                label=f"from {1000 * seconds:.0f} ms",
-            )
+            ratios = [cost_ratio(seconds, n, c1) for n in counts]
+            axis.plot(counts, ratios, label=f"from {1000 * seconds:.0f} ms")
     for results in experiments.values():
-        if (ratio := fixed_runs(results.trials)).n:
+        ratio = fixed_runs(results.trials)
+        if ratio.n:
             axes[2].plot(counts, ratio.mean / counts, label=results.name)
-    for axis, title in zip(
-        axes, ("model, $C_1$ = 0.0001", "model, $C_1$ = 0.9999", "measured"), strict=True
-    ):
+
+    titles = ("model: network dominates", "model: spectrogram dominates", "measured")
+    for axis, title in zip(axes, titles, strict=True):
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set(
-            title=title,
-            yscale="log",
-            xlabel="number D of fixed windows",
-            ylabel="cost of DMEL / of D windows",
-        )
-        if axis.lines[1:]:
+        axis.set(title=title, yscale="log", xlabel="number D of fixed windows")
+        axis.set_ylabel("cost of DMEL / of D windows")
+        if len(axis.lines) > 1:
             axis.legend()
     return figure
 
 
 def cost_ratio(init_seconds, n_windows, c1):
-    """The paper's cost model: a DMEL run from a window of init_seconds, divided by a search over
-    n_windows fixed ones.
+    """The paper's cost model: a DMEL run from a window, divided by a search over n_windows others.
 
     c1 weighs the spectrogram, 1 - c1 the network behind it; both costs are those of one step and
-    one sample of a clip. λ moves by 1 ms a step to 35 ms; the fixed windows lie evenly from two
-    hops to 0.3 s.
+    one sample of a clip. λ moves by 1 ms a step from init_seconds to 35 ms; the fixed windows lie
+    evenly from two hops to 0.3 s.
     """
-    sample_rate, n_mels, hop = 8000, 128, 80  # Hz, and samples
-    walked = sample_rate * np.linspace(init_seconds, 0.035, int(abs(init_seconds - 0.035) / 0.001))
+    sample_rate = 8000  # Hz
+    n_mels = 128
+    hop = 80  # samples
+    n_steps = int(abs(init_seconds - 0.035) / 0.001)
+    walked = sample_rate * np.linspace(init_seconds, 0.035, n_steps)
     fixed = np.linspace(2 * hop, 0.3 * sample_rate, n_windows)
-    search = c1 * np.log(fixed).sum() + (1 - c1) * (2 * n_mels / fixed).sum()
-    return (c1 * (walked * np.log(walked)).mean() + (1 - c1) * n_mels) / hop / search
+
+    dmel_cost = (c1 * (walked * np.log(walked)).mean() + (1 - c1) * n_mels) / hop
+    search_cost = c1 * np.log(fixed).sum() + (1 - c1) * (2 * n_mels / fixed).sum()
+    return dmel_cost / search_cost
 
 
 FIGURES = {
-    draw.__name__: draw
-    for draw in (dmel, data_example, accuracy, convergence, time_complexity, before_after)
+    "dmel": dmel,
+    "data_example": data_example,
+    "accuracy": accuracy,
+    "convergence": convergence,
+    "time_complexity": time_complexity,
+    "before_after": before_after,
 }
 
 if __name__ == "__main__":

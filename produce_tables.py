@@ -4,8 +4,9 @@
 
 Each initial window has two rows: DMEL (DSPEC without a mel scale) trains it, the baseline keeps it.
 Windows are l = 6λ / sample rate, as (min, max) over the runs where they are trained; accuracies are
-mean ± standard deviation, with the 95 % interval of the mean. Differences are taken within runs,
-whose two trials share seed, data and batches.
+mean ± standard deviation, with the 95 % interval of the mean from three runs on. Differences are
+taken within runs, whose two trials share seed, data and batches. Trials that differ in another key
+than the seed are never averaged.
 """
 
 import argparse
@@ -17,13 +18,13 @@ import pandas as pd
 from config import InputError, run
 from results import Storage
 from summary import (
-    CELL,
+    EXPERIMENTS,
     Interval,
-    differences,
+    cells,
+    difference,
     fixed_runs,
-    halves,
+    identity,
     markdown_table,
-    paired,
     read_all,
     window_text,
 )
@@ -32,15 +33,6 @@ MIN_RUNS = 5  # fewer do not decide a claim
 ABOUT_THE_SAME = 2  # percentage points
 NEAR = 1.5  # λ is near sigma_ref within this factor
 A_FEW = 5  # fixed windows
-GAINS = (
-    "Model",
-    "init",
-    "DMEL − baseline, points",
-    "n",
-    "95 % interval",
-)  # headings, as those below
-COMPARED = ("Method", "init", "accuracy, points", "λ settles, epochs")
-CLAIMED = ("experiment", "DMEL", "measured (95 % interval)", "n", "verdict")
 
 
 def main():
@@ -48,169 +40,314 @@ def main():
         description="Print the tables of the paper from the CSV files of predict_test.py."
     )
     parser.add_argument(
-        "--ray_results_dir",
-        default="ray_results",
-        help="folder or URI of all results (ray_results)",
+        "--ray_results_dir", default="ray_results", help="folder or URI of results (ray_results)"
     )
     parser.add_argument("--csv", type=Path, help="file to write the rows of all tables to")
-    pair = {"nargs": 2, "metavar": ("A", "B"), "action": "append", "default": []}
     parser.add_argument(
-        "--compare", **pair, help="print B − A of two experiments too; may be given several times"
+        "--experiment", nargs="+", metavar="NAME", default=[], help="which ones (all)"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        action="append",
+        default=[],
+        help="print B − A of two experiments too; may be given several times",
     )
     args = parser.parse_args()
-    if not (storage := Storage(args.ray_results_dir)).list():
+
+    storage = Storage(args.ray_results_dir)
+    if not storage.list():
         raise InputError(f"there are no results in '{storage.address}': train with main.py first.")
-    experiments = read_all(storage)
-    tested = {name: results for name, results in experiments.items() if len(results.trials)}
-    if unknown := [name for names in args.compare for name in names if name not in tested]:
-        raise InputError(
-            f"--compare: there are no results of '{unknown[0]}', but of {', '.join(tested) or 'none'}."
-        )
+    named = [*args.experiment]
+    for pair in args.compare:
+        named += pair
+    experiments = read_all(storage, named)
+    check_named(named, experiments)
+
     rows = []
-    for name, results in experiments.items():
-        if name in tested:
+    for name in args.experiment or experiments:
+        results = experiments[name]
+        print_notes(results)
+        if len(results.trials):
             rows += print_tables(results)
-        else:
-            print(f"% {name}: no results yet\n")
-    for first, second in ([tested[name] for name in names] for names in args.compare):
-        table, note = (
-            markdown_table(COMPARED, comparison(first, second)),
-            versions_note(first, second),
-        )
-        print(f"{second.name} − {first.name} (95 % interval):\n{note}\n{table}\n")
-    if verdicts := [
-        (name, *claim) for name, results in tested.items() for claim in claims(results)
-    ]:
-        print(f"Claims of the paper:\n\n{markdown_table(CLAIMED, verdicts)}\n")
+    for first, second in args.compare:
+        print_comparison(experiments[first], experiments[second])
+    print_claims([experiments[name] for name in args.experiment or experiments])
+
     if args.csv:
-        Storage(args.csv.parent).write(args.csv.name, pd.DataFrame(rows).to_csv(index=False))
+        content = pd.DataFrame(rows).to_csv(index=False)
+        Storage(args.csv.parent).write(args.csv.name, content)
 
 
-def print_tables(results):
-    """Prints what there is of an experiment; returns its table once more, as a dict of plain values
-    for each row.
-    """
-    print_notes(results)
-    init, est = (
-        ("λ init, samples", "λ est, samples")
-        if results.in_samples
-        else ("window init", "window est")
-    )
-    symbol = r"$\lambda_{%s}$" if results.in_samples else r"$l_{\lambda_{%s}}$"
-    latex = [
-        rf"Model & {symbol % 'init'} & {symbol % 'est'} & Method & Accuracy \\",
-        r"\hline \hline",
-    ]
-    markdown, rows = [], []
-    for (_, model, number, _, start), cell in results.trials.groupby(CELL):
-        for method, trials in cell.groupby("method"):  # DMEL before baseline
-            values, windows = Interval(trials["accuracy"]), trials["window"]
-            end = (
-                start
-                if method == "baseline"
-                else window_text(results.in_samples, windows.min(), windows.max())
+def check_named(named, experiments):
+    """Raises InputError where an experiment that was asked for has no results."""
+    tested = [name for name, results in experiments.items() if len(results.trials)]
+    for name in named:
+        if name not in tested:
+            raise InputError(
+                f"there are no results of '{name}', but of {', '.join(tested) or 'none'}."
             )
-            about = {"model": model, "init": start, "est": end, "method": method}
-            accuracy = f"{values.mean:.1f}" + (f" ± {values.deviation:.1f}" if values.n > 1 else "")
-            latex.append(" & ".join([*about.values(), rf"${accuracy}$ \\".replace("±", r"\pm")]))
-            markdown.append((*about.values(), accuracy, values.n, values.bounds()))
-            rows.append({"experiment": results.name, "cell": number, **about, **vars(values)})
-        latex.append(r"\hline")
-    headings = ("Model", init, est, "Method", "Accuracy, %", "n", "95 % interval")
-    print("", *latex, "", markdown_table(headings, markdown), "", sep="\n")
-    gains = differences(results.trials)
-    if gains := [
-        (model, init, f"{gain.mean:+z.1f}", gain.n, gain.bounds()) for model, init, _, gain in gains
-    ]:
-        print(f"{markdown_table(GAINS, gains)}\n")
-    return rows
+
+
+# Notes above a table
 
 
 def print_notes(results):
-    """Prints how many trials there are, and in what they differ beside what the tables tell."""
-    trials, n = results.trials, len(results.trials)
-    unfinished = (
-        f", of {results.n_started}: the others failed or are not finished"
-        if results.n_started > n
-        else ""
-    )
-    print(f"% {results.name}: {n} trials{unfinished}")
-    if n_cut := (trials["epochs"] >= trials["config/max_epochs"]).sum():
-        limits = " or ".join(map(str, sorted(trials["config/max_epochs"].unique())))
-        print(f"% {n_cut} of {n} trials ended at max_epochs = {limits}, before patience ran out")
-    for column in trials.filter(like="config/").columns.drop(["config/init_lambd", "config/seed"]):
-        if (trials.groupby([*CELL, "method"])[column].nunique(dropna=False) > 1).any():
-            values = sorted(
-                trials[column].unique().tolist(), key=str
-            )  # nan: the key is not given, or None
-            print(f"% averaged over {column.removeprefix('config/')}: {values}")
+    """Prints how many trials there are, and what else a reader of the table should know."""
+    n = len(results.trials)
+    missing = results.n_trials - n - results.n_untested
+    note = f"% {results.name}: {n} trials"
+    if missing > 0:
+        note += f", of {results.n_trials}: {missing} failed or are not finished"
+    print(note)
+    if results.n_untested:
+        print(f"% {results.n_untested} trials are not tested: run predict_test.py")
+    if n == 0:
+        print()
+        return
+
+    trials = results.trials
+    ended_early = trials[is_cut(trials)]
+    if len(ended_early):
+        limits = " or ".join(f"{epochs:.0f}" for epochs in sorted(ended_early["epochs"].unique()))
+        print(
+            f"% {len(ended_early)} of {n} trials ended after {limits} epochs, "
+            "before patience ran out"
+        )
+    n_longer = (trials["epochs"] > results.max_epochs).sum()
+    if n_longer:
+        print(
+            f"% {n_longer} of {n} trials have more than the {results.max_epochs} epochs asked for"
+        )
     print(versions_note(results), end="")
 
 
+def is_cut(trials):
+    """Which trials ended because their epochs were used up."""
+    if "best_epoch" in trials and "config/patience" in trials:
+        return trials["epochs"] - trials["best_epoch"] < trials["config/patience"]
+    return trials["epochs"] >= trials["config/max_epochs"]
+
+
 def versions_note(*several):
-    """A line on the versions of the scripts that Results were trained by, nothing where it was one."""
-    versions = sorted(
-        {str(name) for results in several for name in results.trials.get("scripts", ["unknown"])}
+    """A line on the versions of the scripts that trained Results, nothing where it was one."""
+    versions = set()
+    for results in several:
+        versions.update(map(str, results.trials.get("scripts", ["unknown"])))
+    if len(versions) < 2 and "+" not in "".join(versions):
+        return ""
+    names = ", ".join(sorted(versions))
+    return f"% trained by several versions of the scripts: {names}\n"
+
+
+# Tables
+
+
+def print_tables(results):
+    """Prints the tables of an experiment; returns them once more, a dict for each row."""
+    rows = table_rows(results)
+    print("\n".join(["", *latex_lines(results, rows), ""]))
+    print(markdown_of(results, rows))
+    print()
+
+    gains = []
+    for cell in cells(results.trials):
+        gain = difference(cell.trained, cell.fixed, "accuracy")
+        if gain.n:
+            gains.append((cell.model, cell.init, f"{gain.mean:+z.1f}", gain.n, gain.bounds()))
+    if gains:
+        headings = (
+            "Model",
+            "init",
+            f"{results.trained_method} − baseline, points",
+            "n",
+            "95 % interval",
+        )
+        print(f"{markdown_table(headings, gains)}\n")
+    return rows
+
+
+def table_rows(results):
+    """A dict for each half of each cell: what a row of the tables tells."""
+    rows = []
+    for number, cell in enumerate(cells(results.trials)):
+        for method, trials in cell.halves():
+            est = cell.init
+            if method != "baseline":
+                windows = trials["window"]
+                est = window_text(results.in_samples, windows.min(), windows.max())
+            accuracy = Interval(trials["accuracy"]).within(0, 100)
+            rows.append(
+                {
+                    "experiment": results.name,
+                    "cell": number,
+                    "model": cell.model,
+                    "init": cell.init,
+                    "est": est,
+                    "method": method,
+                    **vars(accuracy),
+                }
+            )
+    return rows
+
+
+def accuracy_text(row, plus_minus="±"):
+    """Mean and standard deviation, as in the paper."""
+    text = f"{row['mean']:.1f}"
+    if row["n"] > 1:
+        text += f" {plus_minus} {row['deviation']:.1f}"
+    return text
+
+
+def latex_lines(results, rows):
+    """The rows in LaTeX, in the format of the original software."""
+    symbol = r"$\lambda_{%s}$" if results.in_samples else r"$l_{\lambda_{%s}}$"
+    lines = [
+        rf"Model & {symbol % 'init'} & {symbol % 'est'} & Method & Accuracy \\",
+        r"\hline \hline",
+    ]
+    for number, row in enumerate(rows):
+        accuracy = accuracy_text(row, r"\pm")
+        values = [row["model"].replace("_", r"\_"), row["init"], row["est"], row["method"]]
+        lines.append(" & ".join([*values, rf"${accuracy}$ \\"]))
+        is_last = number + 1 == len(rows)
+        if is_last or rows[number + 1]["cell"] != row["cell"]:
+            lines.append(r"\hline")
+    return lines
+
+
+def markdown_of(results, rows):
+    """The rows as a Markdown table, with the number of runs and the interval of the mean."""
+    unit = "λ {}, samples" if results.in_samples else "window {}"
+    headings = ("Model", unit.format("init"), unit.format("est"), "Method", "Accuracy, %", "n")
+    lines = []
+    for row in rows:
+        bounds = ""
+        if not np.isnan(row["low"]):
+            bounds = f"{row['low']:.1f} to {row['high']:.1f}"
+        values = (row["model"], row["init"], row["est"], row["method"])
+        lines.append((*values, accuracy_text(row), row["n"], bounds))
+    return markdown_table((*headings, "95 % interval"), lines)
+
+
+# Comparison of two experiments
+
+
+def print_comparison(first, second):
+    """Prints second − first, for each half of each cell of second, paired by run."""
+    print(f"{second.name} − {first.name} (95 % interval):")
+    print(versions_note(first, second))
+    headings = (
+        "Model",
+        "Method",
+        "init",
+        "accuracy, points",
+        "n",
+        f"est, {first.name}",
+        f"est, {second.name}",
     )
-    noted = len(versions) > 1 or "+" in "".join(versions)
-    return f"% trained by several versions of the scripts: {', '.join(versions)}\n" if noted else ""
+    print(f"{markdown_table(headings, comparison(first, second))}\n")
 
 
 def comparison(first, second):
-    """second − first for each half of each cell of second, paired by run: accuracy, and the epoch λ
-    settles at.
+    """Rows of the table of second − first.
+
+    Trials are paired that share method, initial window, seed, and every key that varies within one
+    of the two experiments.
     """
-    for (*_, window, init, method), trials in second.trials.groupby([*CELL, "method"]):
-        same = np.isclose(first.trials["init_window"], window, rtol=0, atol=1e-3)  # ms or samples
-        same &= (first.trials["method"] == method) & (first.in_samples == second.in_samples)
-        gains = [paired(trials, first.trials[same], column) for column in ("accuracy", "settled")]
-        yield (
-            method,
-            init,
-            *(f"{gain:+z.1f}, n = {gain.n}" if gain.n else "none to compare" for gain in gains),
-        )
+    keys = identity(pd.concat([first.trials, second.trials], keys=["first", "second"]))
+    varying = sorted({*first.varying, *second.varying})
+    rows = []
+    for cell in cells(second.trials):
+        for method, trials in cell.halves():
+            matching = (first.trials["method"] == method) & (first.in_samples == second.in_samples)
+            matching &= np.isclose(
+                first.trials["init_window"], cell.init_window, rtol=0, atol=1e-3
+            )  # ms or samples
+            for key in varying:
+                if key in keys:
+                    own = keys.loc["second", key].loc[trials.index[0]]
+                    theirs = keys.loc["first", key]
+                    matching &= (theirs == own) | (theirs.isna() & pd.isna(own))
+
+            others = first.trials[matching]
+            gain = difference(trials, others, "accuracy")
+            if gain.n == 0:
+                rows.append((cell.model, method, cell.init, "none to compare", 0, "", ""))
+                continue
+            windows = []
+            for half in (others, trials):
+                if method == "baseline":
+                    windows.append(cell.init)
+                else:
+                    window = half["window"]
+                    windows.append(window_text(second.in_samples, window.min(), window.max()))
+            rows.append((cell.model, method, cell.init, gain.text("+z.1f"), gain.n, *windows))
+    return rows
+
+
+# Claims of the paper
+
+
+def print_claims(experiments):
+    """Prints what the paper's experiments say about its claims, where nothing else varies."""
+    rows = []
+    for results in experiments:
+        if results.name in EXPERIMENTS and len(results.trials) and not results.varying:
+            for claim in claims(results):
+                rows.append((results.name, *claim))
+    if rows:
+        headings = ("experiment", "DMEL", "measured (95 % interval)", "n", "verdict")
+        print(f"Claims of the paper:\n\n{markdown_table(headings, rows)}\n")
 
 
 def claims(results):
     """Claims of the paper: (claim, what was measured, in how many runs, verdict)."""
-    gains = list(differences(results.trials))
-    best = max((baseline for _, _, baseline, _ in gains), default=0)
-    for _, init, baseline, values in gains:
-        least, claim = 0, "more accurate than the baseline from a poor window"
-        if baseline == best and len(gains) > 1:
+    both = [cell for cell in cells(results.trials) if len(cell.trained) and len(cell.fixed)]
+    best = max((cell.fixed["accuracy"].mean() for cell in both), default=0)
+    for cell in both:
+        gain = difference(cell.trained, cell.fixed, "accuracy")
+        if gain.n == 0:
+            continue
+        least = 0
+        claim = "more accurate than the baseline from a poor window"
+        if cell.fixed["accuracy"].mean() == best and len(both) > 1:
             least = -ABOUT_THE_SAME
-            claim = f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best window"
-        yield f"{claim}, {init}", f"{values:+z.1f} points", values.n, verdict(values, least, np.inf)
+            claim = (
+                f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best "
+                "window"
+            )
+        measured = f"{gain.text('+z.1f')} points"
+        yield f"{claim}, {cell.init}", measured, gain.n, verdict(gain, least, np.inf)
+
     if "config/sigma_ref" in results.trials and results.in_samples:
         sigma = results.trials["config/sigma_ref"].iloc[0]
-        for (*_, window, _), trials in halves(results.trials)[0].groupby(CELL):
-            if not sigma / NEAR < window < sigma * NEAR:
-                values = Interval(trials["window"])
+        for cell in cells(results.trials):
+            if len(cell.trained) and not sigma / NEAR < cell.init_window < sigma * NEAR:
+                values = Interval(cell.trained["window"])
                 answer = verdict(values, sigma / NEAR, sigma * NEAR)
-                yield (
-                    f"comes near λ = {sigma:g} from {window:.1f}",
-                    f"λ = {values:.1f}",
-                    values.n,
-                    answer,
-                )
-    if (cost := fixed_runs(results.trials)).n:
-        yield (
-            f"costs less than {A_FEW} fixed windows",
-            f"as much as {cost:.1f}",
-            cost.n,
-            verdict(cost, -np.inf, A_FEW),
-        )
+                claim = f"comes near λ = {sigma:g} from {cell.init_window:.1f}"
+                yield claim, f"λ = {values.text()}", values.n, answer
+
+    cost = fixed_runs(results.trials)
+    if cost.n:
+        claim = f"costs less than {A_FEW} fixed windows"
+        yield claim, f"as much as {cost.text()}", cost.n, verdict(cost, -np.inf, A_FEW)
 
 
 def verdict(values, least, most):
-    """A claim holds where the whole interval of the mean lies between least and most, and does not
-    where none does.
+    """What an Interval says of a claim that the mean lies between least and most.
+
+    It holds where the whole interval lies there, and does not hold where none of it does.
     """
     if values.n < MIN_RUNS:
         return "not enough runs"
     if least < values.low and values.high < most:
         return "holds"
-    return "does not hold" if values.high <= least or values.low >= most else "undecided"
+    if values.high <= least or values.low >= most:
+        return "does not hold"
+    return "undecided"
 
 
 if __name__ == "__main__":

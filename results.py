@@ -202,11 +202,10 @@ class Experiment:
         """
         import torch  # here and below, as tables do without
 
-        content = self.storage.read(f"{self.name}/trials/{key}.pt")
-        if content is None:
-            return None
-
         try:
+            content = self.storage.read(f"{self.name}/trials/{key}.pt")
+            if content is None:
+                return None
             broken = zipfile.ZipFile(io.BytesIO(content)).testzip()
             if broken:  # torch.load does not look at checksums
                 raise ValueError(f"{broken} in it is not what was written")

@@ -109,5 +109,5 @@ def audio_mnist_batch_norm(max_epochs):
 
 
 def audio_mnist_no_dropout(max_epochs):
-    """Does it where there is no dropout, which makes the more noise the further inputs are from 0?"""
+    """Does it without dropout, which makes the more noise the further its inputs are from 0?"""
     return {**audio_mnist(max_epochs), "model_name": "mel_plain_linear_net"}

@@ -1,233 +1,452 @@
-"""Results of experiments and their statistics, for produce_tables.py and produce_figures.py. Starts
-without torch.
+"""Results of experiments and their statistics, for produce_tables.py and produce_figures.py.
 
-An experiment's trials fall into cells, one for each model and initial window, and each of these
-into two halves.
+It starts without torch. An experiment's trials fall into cells: those of a cell differ in their
+seed, and in whether the window is trained (DMEL) or kept (the baseline).
 """
 
 import io
 import json
-import operator
 import re
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from pydantic_core import PydanticUndefined
 from scipy.special import stdtrit
 
-from config import InputError, first_line
-from results import EPOCHS, RECORD, TABLE
+from config import NO_IDENTITY, Config, InputError, first_line
+from results import EPOCHS, MOVED_ASIDE, RECORD, TABLE
 
 WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
-COLUMNS = {  # of NAME.csv, and the limits of their numbers
+LEAST_FOR_INTERVAL = 3  # runs: with two, Student's t is wider than the scale of what is measured
+SAME = 1e-6  # relative difference within which numbers of configs are one
+
+# Columns of NAME.csv that must be there, and the limits of their numbers.
+COLUMNS = {
     "config/init_lambd": (1e-9, 1e9),
     "config/max_epochs": (1, 1e9),
     "config/seed": (0, 2**63),
-    "config/resample_rate": (1, 1e9),  # of recordings
-    "config/sigma_ref": (1e-9, 1e9),  # of pulses
     "best_lambd_est": (-1e9, 1e9),
     "test_accuracy": (0, 1),
 }
+SOMETIMES = {  # of recordings, and of pulses
+    "config/resample_rate": (1, 1e9),
+    "config/sigma_ref": (1e-9, 1e9),
+}
 EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": (-1e9, 1e9), "seconds": (0, 1e9)}
-CELL = ["config/model_name", "model", "cell", "init_window", "init"]  # what its trials share
 
 
 class Interval:
-    """Mean of n values, standard deviation (n − 1), 95 % interval of the mean by Student's t; NaN
-    for too few.
+    """Mean of n values, standard deviation (n − 1), 95 % interval of the mean by Student's t.
+
+    What too few values do not tell is NaN.
     """
 
     def __init__(self, values):
         values = pd.Series(values, dtype=float)
-        self.n, self.mean, self.deviation = len(values), values.mean(), values.std()
-        half = stdtrit(self.n - 1, 0.975) * self.deviation / np.sqrt(self.n)
-        self.low, self.high = self.mean - half, self.mean + half
+        self.n = len(values)
+        self.mean = values.mean()
+        self.deviation = values.std()
+        self.low = np.nan
+        self.high = np.nan
+        if self.n >= LEAST_FOR_INTERVAL:
+            half = stdtrit(self.n - 1, 0.975) * self.deviation / np.sqrt(self.n)
+            self.low = self.mean - half
+            self.high = self.mean + half
 
-    def __format__(self, form):
-        """The mean in a number's format, and the interval in brackets."""
-        return f"{self.mean:{form}}" + (f" ({self.bounds()})" if self.n > 1 else "")
+    def within(self, least, most):
+        """The same, with an interval that keeps to what is possible, such as 0 to 100 %."""
+        self.low = np.clip(self.low, least, most)
+        self.high = np.clip(self.high, least, most)
+        return self
 
     def bounds(self):
-        """The interval as text, empty for one value."""
-        return f"{self.low:.1f} to {self.high:.1f}" if self.n > 1 else ""
+        """The interval as text, empty for too few values."""
+        if np.isnan(self.low):
+            return ""
+        return f"{self.low:.1f} to {self.high:.1f}"
 
-
-def halves(trials):
-    """The trials that train the window (DMEL), and those that keep it (the baseline)."""
-    return trials[trials["config/trainable"]], trials[~trials["config/trainable"]]
-
-
-def paired(first, second, column, relation=operator.sub):
-    """Interval of first − second, or another relation, in a column of trials, one for each seed
-    that both have.
-    """
-    first, second = (trials.groupby("config/seed")[column].mean() for trials in (first, second))
-    return Interval(relation(first, second).dropna())
-
-
-def differences(trials):
-    """(model, window, accuracy of the baseline, Interval of DMEL − it, paired by seed) of cells
-    with both halves.
-    """
-    for (_, model, _, _, init), cell in trials.groupby(CELL):
-        trained, fixed = halves(cell)
-        if (values := paired(trained, fixed, "accuracy")).n:
-            yield model, init, fixed["accuracy"].mean(), values
-
-
-def fixed_runs(trials):
-    """Interval of how many fixed windows a DMEL run costs, by seed: mean seconds over the initial
-    windows of each.
-    """
-    return paired(*halves(trials), "seconds", operator.truediv)
-
-
-def settling_epoch(lambds):
-    """First epoch from which λ stays within 10 % of its last value; NaN where that is in the last
-    10 % of them.
-    """
-    lambds = np.abs(np.asarray(lambds))
-    outside = np.flatnonzero(np.abs(lambds / lambds[-1] - 1) > 0.1)
-    epoch = outside[-1] + 2 if len(outside) else 1
-    return np.nan if epoch > 0.9 * len(lambds) and epoch > 1 else int(epoch)
-
-
-def window_text(in_samples, *windows):
-    """A window, or several in brackets: λ in samples with a decimal, or ms cut to whole ones (35
-    may be 34.999999).
-    """
-    texts = [f"{window:.1f}" if in_samples else f"{int(window + 1e-6)}" for window in windows]
-    return (texts[0] if len(texts) == 1 else f"({', '.join(texts)})") + (
-        "" if in_samples else " ms"
-    )
-
-
-def markdown_table(headings, rows, text=str):
-    """A Markdown table; rows: of as many values as there are headings; text: value -> text of a
-    cell.
-    """
-    lines = [headings, ["---"] * len(headings), *([text(value) for value in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    def text(self, number=".1f"):
+        """The mean in a number's format, and the interval in brackets where there is one."""
+        text = f"{self.mean:{number}}"
+        if self.bounds():
+            text += f" ({self.bounds()})"
+        return text
 
 
 class Results(NamedTuple):
     """What an experiment has brought."""
 
     name: str
-    n_started: int  # trials, 0 where no plan is there
-    trials: pd.DataFrame = pd.DataFrame(
-        columns=["epochs"]
-    )  # see parse_trials and parse_epochs; no rows without them
-    in_samples: bool = (
-        True  # windows are told as λ, for want of a sample rate to tell them as 6λ in ms
-    )
+    n_trials: int = 0  # that belong to it, 0 where it was never begun
+    n_untested: int = 0  # of them, finished and not tested as they are now
+    max_epochs: int | None = None  # that were asked for last
+    trials: pd.DataFrame = pd.DataFrame(columns=["epochs"])  # of parse_trials; none without them
+    in_samples: bool = True  # windows are given as λ, for want of a sample rate for 6λ in ms
+    varying: tuple[str, ...] = ()  # keys, beside init_lambd and model_name, that tell cells apart
+
+    @property
+    def trained_method(self):
+        """What the paper calls a trained window: DSPEC without a mel scale."""
+        return "DSPEC" if self.in_samples else "DMEL"
 
 
-def read_all(storage):
-    """Results by name: the paper's, then others that were begun, but none that main.py --restart
-    moved aside.
+class Cell(NamedTuple):
+    """Trials that differ in nothing but their seed, and in whether the window is trained."""
+
+    model: str  # its title, and what varies beside the initial window, such as "LNet, hidden=32"
+    init: str  # the initial window as text
+    init_window: float  # in ms, or samples
+    trained: pd.DataFrame  # DMEL
+    fixed: pd.DataFrame  # the baseline
+
+    def halves(self):
+        """(method, trials) of the halves that there are, DMEL first."""
+        found = []
+        for trials in (self.trained, self.fixed):
+            if len(trials):
+                found.append((trials["method"].iloc[0], trials))
+        return found
+
+
+def cells(trials):
+    """The Cells of a table of trials, by model and initial window."""
+    found = []
+    for _, cell in trials.groupby("cell"):
+        first = cell.iloc[0]
+        is_trained = cell["config/trainable"]
+        found.append(
+            Cell(
+                model=first["model"],
+                init=first["init"],
+                init_window=first["init_window"],
+                trained=cell[is_trained],
+                fixed=cell[~is_trained],
+            )
+        )
+    return found
+
+
+# Statistics
+
+
+def difference(first, second, column):
+    """Interval of first − second in a column of trials, one value for each seed that both have."""
+    first = first.groupby("config/seed")[column].mean()
+    second = second.groupby("config/seed")[column].mean()
+    return Interval((first - second).dropna())
+
+
+def fixed_runs(trials):
+    """Interval of how many fixed windows a DMEL run costs, by seed.
+
+    That is the quotient of the mean seconds over the initial windows of each.
     """
-    others = [
-        name
-        for name in storage.list()
-        if name not in EXPERIMENTS and not re.search(r"\.\d{8}-\d{6}$", name)
-    ]
-    experiments = {name: read_results(storage, name) for name in (*EXPERIMENTS, *others)}
-    return {
-        name: results
-        for name, results in experiments.items()
-        if name in EXPERIMENTS or results.n_started
-    }
+    is_trained = trials["config/trainable"]
+    trained = trials[is_trained].groupby("config/seed")["seconds"].mean()
+    fixed = trials[~is_trained].groupby("config/seed")["seconds"].mean()
+    return Interval((trained / fixed).dropna())
+
+
+# Text
+
+
+def window_text(in_samples, *windows):
+    """A window, or several in brackets: λ in samples with a decimal, or ms cut to whole ones."""
+    texts = []
+    for window in windows:
+        if in_samples:
+            texts.append(f"{window:.1f}")
+        else:
+            texts.append(f"{int(window + 1e-6)}")  # 35 ms may be 34.999999
+    text = texts[0]
+    if len(texts) > 1:
+        text = f"({', '.join(texts)})"
+    return text if in_samples else f"{text} ms"
+
+
+def markdown_table(headings, rows):
+    """A Markdown table; rows: of as many values as there are headings."""
+    lines = [headings, ["---"] * len(headings)]
+    for row in rows:
+        lines.append([str(value) for value in row])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# Reading
+
+
+def read_all(storage, names=()):
+    """Results by name: the paper's experiments first, then others, all that were begun.
+
+    Those that main.py --restart moved aside are left out, unless they are among the names.
+    """
+    others = []
+    for name in storage.list():
+        moved = re.search(MOVED_ASIDE, name) and name not in names
+        if name not in EXPERIMENTS and not moved:
+            others.append(name)
+
+    found = {}
+    for name in (*EXPERIMENTS, *others):
+        results = read_results(storage, name)
+        if results.n_trials:
+            found[name] = results
+    return found
 
 
 def read_results(storage, name):
-    """The Results of one experiment; raises InputError where a file of it is not as it was written."""
-    n_started = read(
-        storage,
-        RECORD.format(name),
-        lambda c: sum(b["n_trials"] for b in json.loads(c)["batches"]),
-        0,
+    """The Results of one experiment; raises InputError where a file of it is damaged."""
+    record = read(storage, RECORD.format(name), parse_record)
+    trials = read(storage, TABLE.format(name), parse_trials)
+    n_trials = record["n_trials"] if record else 0
+    if trials is None:
+        n_untested = len(record["finished"]) if record else 0
+        return Results(name, n_trials, n_untested)
+
+    n_epochs = read(
+        storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials)
     )
-    if (trials := read(storage, TABLE.format(name), parse_trials)) is None:
-        return Results(name, n_started)
-    without = trials.assign(epochs=np.nan, seconds=np.nan, settled=np.nan)
-    trials = read(
-        storage, EPOCHS.format(name), lambda content: parse_epochs(content, name, trials), without
+    if n_epochs is None:
+        trials = trials.assign(epochs=np.nan, seconds=np.nan)
+    else:
+        trials = trials.join(n_epochs)
+
+    max_epochs = int(trials["config/max_epochs"].max())
+    n_untested = 0
+    if record:
+        trials = trials[is_up_to_date(trials, record)]
+        n_untested = len(record["finished"].keys() - set(trials.get("trial_id", ())))
+        max_epochs = record["max_epochs"] or max_epochs
+    if trials.empty:
+        return Results(name, n_trials, n_untested, max_epochs)
+
+    varying, trials = with_cells(trials)
+    in_samples = "config/resample_rate" not in trials
+    return Results(
+        name, max(n_trials, len(trials)), n_untested, max_epochs, trials, in_samples, varying
     )
-    return Results(name, max(n_started, len(trials)), trials, "config/resample_rate" not in trials)
 
 
-def read(storage, name, parse, absent=None):
-    """What parse makes of a file's content, absent where there is no file; InputError where it can
-    make nothing.
+def read(storage, name, parse):
+    """What parse makes of a file's content, None where there is no file.
+
+    Raises InputError where it can make nothing of it.
     """
     try:
         content = storage.read(name)
-        return absent if content is None else parse(content)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        told = f"there is no {error}" if isinstance(error, KeyError) else first_line(error)
-        remedy = "restore it, or make it again with predict_test.py"
-        raise InputError(f"{storage.address}/{name} cannot be used ({told}): {remedy}.") from None
+        if content is None:
+            return None
+        return parse(content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        problem = first_line(error)
+        if isinstance(error, KeyError):
+            problem = f"there is no {error}"
+        raise InputError(
+            f"{storage.address}/{name} cannot be used ({problem}): restore it, or make it again "
+            "with predict_test.py."
+        ) from None
+
+
+def parse_record(content):
+    """What experiment.json says of an experiment: n_trials, max_epochs, trials and finished.
+
+    trials: configs by key, None where all rows of NAME.csv belong, as in what --keep copies and in
+    files of version 1. finished: last epochs by key.
+    """
+    record = json.loads(content)
+    found = {"n_trials": 0, "max_epochs": None, "trials": None, "finished": {}}
+    if "batches" in record:  # version 1
+        found["n_trials"] = sum(batch["n_trials"] for batch in record["batches"])
+    elif "trials" in record:
+        found["trials"] = record["trials"]
+        found["finished"] = record["finished"]
+        found["n_trials"] = len(record["trials"])
+        found["max_epochs"] = max(
+            (config["max_epochs"] for config in record["trials"].values()), default=None
+        )
+    else:
+        found["n_trials"] = record["n_trials"]
+        found["max_epochs"] = record["max_epochs"]
+    return found
+
+
+def is_up_to_date(trials, record):
+    """For each row of NAME.csv, whether its trial belongs and is still the one that was tested."""
+    if record["trials"] is None:
+        return pd.Series(True, index=trials.index)
+
+    up_to_date = []
+    for _, row in trials.iterrows():
+        config = record["trials"].get(row["trial_id"])
+        tested = config is not None and is_finished(row, config)
+        now = record["finished"].get(row["trial_id"])
+        if tested and now is not None:
+            tested = row["training_iteration"] == now["training_iteration"] and bool(
+                np.isclose(row["valid_loss"], now["valid_loss"], rtol=1e-12, atol=0)
+            )
+        up_to_date.append(tested)
+    return pd.Series(up_to_date, index=trials.index)
+
+
+def is_finished(row, config):
+    """Config.is_finished for a config of experiment.json, which need not be valid any more."""
+    waited = row["training_iteration"] - row["best_epoch"]
+    return row["training_iteration"] >= config["max_epochs"] or waited >= config["patience"]
 
 
 def parse_trials(content):
-    """The table in NAME.csv by initial window and seed, and what follows from it; all windows in ms
-    or samples.
+    """The trials in NAME.csv by initial window and seed, and what follows from each row.
+
+    Their columns: those of the file, method, unit (the window of λ = 1, in ms or samples), window
+    (the trained one) and accuracy (percent).
     """
-    trials = parse_table(content, COLUMNS, index_col=0, dtype={"config/trainable": bool})
-    wrong = trials.index.duplicated() | trials.duplicated(list(trials.filter(like="config/")))
-    wrong |= trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
+    trials = parse_table(content, COLUMNS, SOMETIMES, index_col=0, dtype={"config/trainable": bool})
+    wrong = trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
+    wrong |= trials.index.duplicated()
+    apart = [
+        column
+        for column in trials.filter(like="config/")
+        if column.removeprefix("config/") not in NO_IDENTITY
+    ]
+    wrong |= trials.duplicated(apart)
     if wrong.any():
         raise ValueError(
             f"line {wrong.argmax() + 2} lacks its model, or holds a trial that stands above already"
         )
+
     trials = trials.sort_values(["config/init_lambd", "config/seed"])
-    in_samples = "config/resample_rate" not in trials
-    unit = 1.0 if in_samples else 1000 * WINDOW_SIGMAS / trials["config/resample_rate"].iloc[0]
-    lambds = trials["config/init_lambd"]
-    cell = (lambds.diff() > 1e-6 * lambds).cumsum()
-    windows = unit * lambds.groupby(cell).transform("first")
+    unit = 1.0
+    trained_method = "DSPEC"
+    if "config/resample_rate" in trials:
+        unit = 1000 * WINDOW_SIGMAS / trials["config/resample_rate"]
+        trained_method = "DMEL"
     return trials.assign(
-        model=trials["config/model_name"].replace(MODEL_TITLES),
-        method=np.where(trials["config/trainable"], "DSPEC" if in_samples else "DMEL", "baseline"),
-        unit=unit,  # the window of λ = 1
-        cell=cell,  # number of the initial window, equal ones to within 1e-6
-        init_window=windows,
-        init=[window_text(in_samples, window) for window in windows],
+        method=np.where(trials["config/trainable"], trained_method, "baseline"),
+        unit=unit,
         window=unit * trials["best_lambd_est"].abs(),
-        accuracy=100 * trials["test_accuracy"],  # percent
+        accuracy=100 * trials["test_accuracy"],
     )
 
 
 def parse_epochs(content, name, trials):
-    """The trials, and what epochs.csv tells of them; it has every epoch of each of them once."""
+    """What epochs.csv tells of each trial: epochs, seconds, and lambds, λ after each epoch.
+
+    It has every epoch of each of them once.
+    """
     table = parse_table(content, EPOCH_COLUMNS).sort_values(["trial", "epoch"])
     by_trial = table.groupby("trial")
-    if {*table["trial"]} != {*trials.index} or (by_trial.cumcount() + 1 != table["epoch"]).any():
+    is_counted = by_trial.cumcount() + 1 == table["epoch"]
+    if set(table["trial"]) != set(trials.index) or not is_counted.all():
         raise ValueError(f"it does not hold every epoch of every trial of {name}.csv once")
-    return trials.assign(
-        epochs=by_trial.size(),
-        seconds=by_trial["seconds"].median() * by_trial.size(),
-        settled=by_trial["lambd"].agg(settling_epoch).where(trials["config/trainable"]),
-        lambds=by_trial["lambd"].agg(list),
+
+    n_epochs = by_trial.size()
+    return pd.DataFrame(
+        {
+            "epochs": n_epochs,
+            "seconds": by_trial["seconds"].median() * n_epochs,
+            "lambds": by_trial["lambd"].agg(list),
+        }
     )
 
 
-def parse_table(content, columns, **options):
-    """The table in a CSV file with at least these columns, but no empty ones; options: those of
-    pandas.read_csv.
+def parse_table(content, columns, sometimes=None, **options):
+    """The table in a CSV file with at least these columns, but no empty ones.
+
+    sometimes: columns that may be absent. options: those of pandas.read_csv.
     """
     table = pd.read_csv(io.BytesIO(content), **options).dropna(axis="columns", how="all")
     if not content.endswith(b"\n"):
         raise ValueError("it is cut off")
-    for column, (low, high) in columns.items():
-        if column in table or column not in ("config/resample_rate", "config/sigma_ref"):
-            is_right = pd.to_numeric(table[column], errors="coerce").between(low, high)
-            if not is_right.all():
-                line, value = is_right.argmin() + 2, table[column][~is_right].iloc[0]
-                raise ValueError(
-                    f"line {line}, column {column}: {value!r:.80} is no number from {low:g} to {high:g}"
-                )
+
+    limits = dict(columns)
+    for column, limit in (sometimes or {}).items():
+        if column in table:
+            limits[column] = limit
+    for column, (low, high) in limits.items():
+        is_right = pd.to_numeric(table[column], errors="coerce").between(low, high)
+        if not is_right.all():
+            line = is_right.argmin() + 2
+            value = table[column][~is_right].iloc[0]
+            raise ValueError(
+                f"line {line}, column {column}: {value!r:.80} is no number from {low:g} to {high:g}"
+            )
     return table
+
+
+# Cells
+
+
+def with_cells(trials):
+    """The varying keys (see Results), and the trials with the columns of their cells.
+
+    These are cell (its number, by model, what varies, and initial window), model (its title),
+    init_window (in ms or samples) and init (that as text).
+    """
+    keys = identity(trials)
+    varying = []
+    for key in keys.columns.drop(["model_name", "init_lambd"]):
+        if keys[key].nunique(dropna=False) > 1:
+            varying.append(key)
+
+    order = pd.DataFrame(index=trials.index)
+    for key in ("model_name", *varying, "init_lambd"):
+        order[key] = rank(keys[key])
+    titles = keys["model_name"].replace(MODEL_TITLES)
+    for key in varying:
+        titles = titles + f", {key}=" + keys[key].map(value_text)
+
+    in_samples = "config/resample_rate" not in trials
+    windows = trials["unit"] * keys["init_lambd"].astype(float)
+    trials = trials.assign(
+        cell=order.groupby(list(order.columns)).ngroup(),
+        model=titles,
+        init_window=windows,
+        init=[window_text(in_samples, window) for window in windows],
+    )
+    return tuple(varying), trials
+
+
+def identity(trials):
+    """The keys of a config that tell trials apart beside seed and trainable, as columns.
+
+    What a row leaves empty is at its default, and numbers within 1e-6 are one.
+    """
+    columns = {}
+    for key, field in Config.model_fields.items():
+        column = f"config/{key}"
+        if key in NO_IDENTITY or key in ("seed", "trainable") or column not in trials:
+            continue
+        values = trials[column]
+        if field.default is not PydanticUndefined and field.default is not None:
+            values = values.where(values.notna(), field.default)
+        if is_numeric_dtype(values) and not is_bool_dtype(values):
+            values = merged(values)
+        columns[key] = values
+    return pd.DataFrame(columns, index=trials.index)
+
+
+def merged(values):
+    """Numbers, where those that differ by no more than 1e-6 of themselves are the first of them."""
+    ordered = values.sort_values()
+    group = (ordered.diff() > SAME * ordered.abs()).cumsum()
+    return ordered.groupby(group).transform("first").reindex(values.index)
+
+
+def rank(values):
+    """Whole numbers in the order of values, of numbers or of text; what is empty comes first."""
+    if not is_numeric_dtype(values):
+        values = values.astype(str)
+    return values.rank(method="dense", na_option="top")
+
+
+def value_text(value):
+    """A value of a config as it stands behind a model's title."""
+    if pd.isna(value):
+        return "None"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)

@@ -65,7 +65,7 @@ def train(config, data, report, state=None):
             trained = BehindFeatures(net)
 
     def snapshot():
-        result = {"config": config, "history": history, "best_net": best_net}
+        result = {"history": history, "best_net": best_net}
         if not config.lost_patience(history[-1]):
             result["net"] = net.state_dict()
             result["optimizer"] = optimizer.state_dict()

@@ -48,8 +48,7 @@ class Run:
     def states(self):
         """What the files of the trials hold, by key; those that are not there yet are left out."""
         experiment = Experiment(self.results, self.name)
-        states = {key: experiment.read_trial(key) for key in experiment.read_plan().trials}
-        return {key: state for key, state in states.items() if state is not None}
+        return dict(experiment.read_trials(experiment.read_plan().trials))
 
     def n_reported(self):
         """Epochs that are written."""
@@ -72,11 +71,12 @@ class Run:
         """
         n_threads, states = torch.get_num_threads(), self.states()
         torch.set_num_threads(1)
-        for key, config in Experiment(self.results, self.name).read_plan().trials.items():
+        for key, config in Experiment(self.results, self.name).read_plan().configs().items():
             state, expected = states[key], trained(config, recordings)
             for row in state["history"] + expected["history"]:
                 del row["time_this_iter_s"]
-            assert state["finished"] and state["history"] == expected["history"]
+            assert config.is_finished(state["history"][-1])
+            assert state["history"] == expected["history"]
             assert all(
                 torch.equal(state["best_net"][name], value)
                 for name, value in expected["best_net"].items()

@@ -98,7 +98,7 @@ def test_grid_is_trained_tested_and_tabulated(project, tmp_path):
     assert last.tolist() == pytest.approx(trials["lambd_est"].tolist(), rel=1e-4)
 
     tables = project.run("produce_tables.py").stdout
-    assert "% esc50: no results yet" in tables and "% tiny: 4 trials" in tables
+    assert "% esc50" not in tables and "% tiny: 4 trials" in tables
     rows = re.findall(r"LinearNet & ([\d.]+) & .* & (DSPEC|baseline) & \$([\d.]+)\$", tables)
     starts, methods = [row[0] for row in rows], [row[1] for row in rows]
     assert starts == ["1.3", "1.3", "31.9", "31.9"] and methods == ["DSPEC", "baseline"] * 2
@@ -119,11 +119,9 @@ def test_finished_experiment_is_left_alone(project):
     shutil.rmtree(folder / "ray")
     before = files_in(folder)
     result = train_tiny(project, PYTHONPATH=folder)  # Ray is not even started
-    assert result.stdout == f"tiny: all trials are finished, in {folder}\n"
+    told = f"tiny: 4 trials: 4 finished\ntiny: all trials are finished, in {folder}\n"
+    assert result.stdout == told
     assert files_in(folder) == before
-    refused = train_tiny(project, "--max_epochs=3", check=False)
-    assert refused.returncode == 1 and refused.stderr.strip().count("\n") == 0
-    assert "max_epochs: 2 there, 3 now" in refused.stderr
 
 
 def files_in(folder):
@@ -178,9 +176,9 @@ def test_runs_are_added_and_nothing_of_a_results_folder_runs(project):
         .apply(sorted)
     )
     assert seeds.tolist() == [[0, 1]] * 4
-    batches = json.loads((folder / "experiment.json").read_text())["batches"]
-    assert [batch["seeds"] for batch in batches] == [[0], [1]]
-    for batch in batches:
+    starts = json.loads((folder / "experiment.json").read_text())["starts"]
+    assert [batch["seeds"] for batch in starts] == [[0], [1]]
+    for batch in starts:
         assert batch["command"].startswith("python main.py --name=tiny")
         assert batch["versions"]["torch"].startswith("2.11.0")
         assert (
@@ -224,7 +222,7 @@ def test_a_random_search_space_on_s3_from_training_to_tables(project, bucket):
     flags = [f"--name={name}", "--max_epochs=1", f"--ray_root_dir={uri}", "--num_samples=2"]
     project.run("main.py", *flags, **keys)
     again = project.run("main.py", *flags, **keys).stdout
-    assert again == f"{name}: all trials are finished, in s3://lab/results/{name}\n"
+    assert again.endswith(f"\n{name}: all trials are finished, in s3://lab/results/{name}\n")
     project.run(
         "predict_test.py",
         f"--dataset_name={name}",
@@ -234,10 +232,8 @@ def test_a_random_search_space_on_s3_from_training_to_tables(project, bucket):
     )
     trials = pd.read_csv(project.folder / "kept" / name / f"{name}.csv", index_col=0)
     assert len(trials) == 4
-    assert (
-        trials["config/init_lambd"].nunique() == 4
-        and trials["config/init_lambd"].between(1, 30).all()
-    )
+    assert trials["config/init_lambd"].nunique() == 2  # one for each run
+    assert trials["config/init_lambd"].between(1, 30).all()
     assert set(trials["config/lr_model"]) <= {1e-3, 1e-2}
     assert (
         f"% {name}: 4 trials"
@@ -246,7 +242,7 @@ def test_a_random_search_space_on_s3_from_training_to_tables(project, bucket):
     restarted = project.run("main.py", *flags, "--restart", "--num_samples=1", **keys).stdout
     aside = re.search(r"what was there is now (\S+)", restarted)[1]
     kept = project.run("produce_tables.py", f"--ray_results_dir={uri}", **keys).stdout
-    assert aside not in kept and f"% {name}: no results yet" in kept
+    assert aside not in kept and "trials are not tested: run predict_test.py" in kept
 
 
 WRONG = {
@@ -254,8 +250,10 @@ WRONG = {
         ["--name=esc51"],
         r"esc51 contains none .*: audio_mnist, .*esc50, time_frequency",
     ),
-    "no epochs": (["--name=esc50", "--max_epochs=0"], r"--max_epochs and --cpus_per_trial not 0"),
-    "no runs": (["--name=esc50", "--num_samples=0"], r"--num_samples, .* not 0"),
+    "no epochs": (["--name=esc50", "--max_epochs=0"], r"--max_epochs=0 must be 1 or more"),
+    "no runs": (["--name=esc50", "--num_samples=0"], r"--num_samples=0 must be 1 or more"),
+    "negative": (["--name=esc50", "--save_seconds=-1"], r"--save_seconds=-1 must be 0 or more"),
+    "no CPU": (["--name=esc50", "--cpus_per_trial=0"], r"--cpus_per_trial=0 must be more than 0"),
     "missing data": (
         ["--name=esc50", "--data_dir=nowhere"],
         r"no recordings in 'nowhere.*download_data",

@@ -16,23 +16,24 @@ import predict_test
 import search_spaces
 import summary
 import train
-from config import InputError
+from config import InputError, parse
 from results import Plan, Storage
+from summary import Interval
 
 BASELINE = {10.0: 0.60, 35.0: 0.70, 300.0: 0.65}  # test accuracy by initial window, ms
 TRAINED = {10.0: 0.68, 35.0: 0.70, 300.0: 0.64}
 
 
 def write_experiment(
-    folder, name="audio_mnist", n_runs=5, started=None, spread=0.001, max_epochs=1000
+    folder, name="audio_mnist", n_runs=5, started=None, spread=0.001, max_epochs=1000, **config
 ):
-    """Trials of 100 epochs: λ walks to that of 120 ms within 40; DMEL takes three times as long as
-    the baseline.
+    """Trials of 100 epochs: λ walks to that of 120 ms within 40 of them.
 
-    Accuracies grow by 0.01 from run to run, those of DMEL by spread more.
-
+    DMEL takes three times as long as the baseline. Accuracies grow by 0.01 from run to run, those
+    of DMEL by spread more. config: further keys of all trials.
     """
-    trials, epochs = [], []
+    trials = []
+    epochs = []
     for trainable, accuracies in ((True, TRAINED), (False, BASELINE)):
         for window, accuracy in accuracies.items():
             for seed in range(n_runs):
@@ -41,118 +42,210 @@ def write_experiment(
                 if trainable:
                     lambds[:40] = np.linspace(init, 160, 40)
                     lambds[40:] = -160  # its sign means nothing
-                config = {
+                seconds = [1.0, *[0.3 if trainable else 0.1] * 99]  # the first one starts up
+                epochs.append(
+                    pd.DataFrame(
+                        {
+                            "trial": len(trials),
+                            "epoch": range(1, 101),
+                            "lambd": lambds,
+                            "seconds": seconds,
+                        }
+                    )
+                )
+                row = {
+                    "trial_id": f"trial{len(trials)}",
+                    "training_iteration": 100,
+                    "best_epoch": 50,
+                    "valid_loss": 0.1,
+                    "best_lambd_est": lambds[-1],
+                    "best_valid_acc": accuracy,
+                    "test_accuracy": accuracy + 0.01 * seed + spread * trainable * seed,
+                }
+                keys = {
                     "init_lambd": init,
                     "trainable": trainable,
                     "seed": seed,
                     "resample_rate": 8000,
-                }
-                config |= {
                     "model_name": "mel_linear_net",
                     "dataset_name": "audio_mnist",
                     "n_points": 8000,
+                    "max_epochs": max_epochs,
+                    "patience": 50,
                 }
-                config |= {"max_epochs": max_epochs}
-                result = {"best_lambd_est": lambds[-1], "best_valid_acc": accuracy}
-                result["test_accuracy"] = accuracy + 0.01 * seed + spread * trainable * seed
-                seconds = [1.0, *[0.3 if trainable else 0.1] * 99]  # the first one starts up
-                columns = {
-                    "trial": len(trials),
-                    "epoch": range(1, 101),
-                    "lambd": lambds,
-                    "seconds": seconds,
-                }
-                epochs.append(pd.DataFrame(columns))
-                trials.append(result | {f"config/{key}": value for key, value in config.items()})
+                for key, value in (keys | config).items():
+                    row[f"config/{key}"] = value
+                trials.append(row)
+
     (folder / name).mkdir(parents=True)
     pd.DataFrame(trials).to_csv(folder / name / f"{name}.csv")
     pd.concat(epochs).to_csv(folder / name / "epochs.csv", index=False)
-    record = {"batches": [{"n_trials": started or len(trials)}]}
+    record = {"version": 2, "n_trials": started or len(trials), "max_epochs": max_epochs}
     (folder / name / "experiment.json").write_text(json.dumps(record))
+
+
+def write_plan(folder, name="audio_mnist", max_epochs=1000, left_out=(), changed=()):
+    """experiment.json as main.py leaves it, for what write_experiment wrote.
+
+    left_out: trials that do not belong any more. changed: trials that were trained further.
+    """
+    table = pd.read_csv(folder / name / f"{name}.csv")
+    trials = {}
+    finished = {}
+    for key in table["trial_id"]:
+        if key not in left_out:
+            trials[key] = {"max_epochs": max_epochs, "patience": 50}
+            n_epochs = 120 if key in changed else 100
+            finished[key] = {"training_iteration": n_epochs, "valid_loss": 0.1}
+    plan = {"version": 2, "seeds": [0], "trials": trials, "finished": finished, "starts": []}
+    (folder / name / "experiment.json").write_text(json.dumps(plan))
 
 
 def test_interval_is_student_s():
     values = [1.0, 2.0, 4.0, 5.5]
-    expected = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
-    found = summary.Interval(values)
+    scale = scipy.stats.sem(values)
+    expected = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scale)
+    found = Interval(values)
     assert (found.low, found.high) == pytest.approx(expected)
     assert (found.n, found.mean, found.deviation) == pytest.approx(
         (4, 3.125, np.std(values, ddof=1))
     )
-    assert summary.Interval([3.0]).mean == 3.0 and np.isnan(summary.Interval([3.0]).low)
 
 
-def test_epoch_at_which_lambda_settles():
-    assert summary.settling_epoch([100, 50, 10, 10, 10, 10, 10, 10, 10, 10]) == 3
-    assert summary.settling_epoch([10, 9.5, 10.5, 10, 10, 10, 10, 10, 10, 10]) == 1
-    assert (
-        summary.settling_epoch([-20, 10, -20, 10, -10, 10, 10, 10, 10, 10.5]) == 4
-    )  # λ is the same with a minus
-    assert np.isnan(summary.settling_epoch([100, 90, 80, 70, 60, 50, 40, 30, 20, 10]))
-    assert summary.settling_epoch([5.0]) == 1
+def test_an_interval_takes_three_runs_and_keeps_to_what_is_possible():
+    for values in ([3.0], [3.0, 4.0]):
+        assert Interval(values).bounds() == "" and np.isnan(Interval(values).low)
+    assert Interval([3.0, 4.0]).text("+.1f") == "+3.5"
+    accuracies = [99.0, 99.5, 100.0]
+    assert Interval(accuracies).high > 100
+    assert Interval(accuracies).within(0, 100).text() == "99.5 (98.3 to 100.0)"
 
 
 def test_cells_have_a_trained_and_a_fixed_half(tmp_path):
     write_experiment(tmp_path, n_runs=2)
     results = summary.read_results(Storage(tmp_path), "audio_mnist")
-    trials, cells = results.trials, [cell for _, cell in results.trials.groupby(summary.CELL)]
-    assert results.n_started == 12 and set(trials["epochs"]) == {100}
-    assert [cell["init_window"].iloc[0] for cell in cells] == pytest.approx([10, 35, 300])
-    for trained, fixed in map(summary.halves, cells):
-        assert trained["config/trainable"].tolist() == [True] * 2 and trained[
-            "config/seed"
-        ].tolist() == [0, 1]
-        assert trained["window"].tolist() == pytest.approx([120] * 2)
-        assert fixed["window"].tolist() == pytest.approx(fixed["init_window"].tolist())
-        assert trained["settled"].between(30, 40).all()
-    assert [values.mean for *_, values in summary.differences(trials)] == pytest.approx(
-        [8.05, 0.05, -0.95]
-    )
-    ratio = summary.fixed_runs(trials)
-    assert (ratio.n, ratio.mean) == pytest.approx(
-        (2, 3.0)
-    )  # the epoch that starts up does not count
+    cells = summary.cells(results.trials)
+    assert results.n_trials == 12 and set(results.trials["epochs"]) == {100}
+    assert [cell.init_window for cell in cells] == pytest.approx([10, 35, 300])
+    for cell in cells:
+        assert cell.trained["config/trainable"].tolist() == [True] * 2
+        assert cell.trained["config/seed"].tolist() == [0, 1]
+        assert cell.trained["window"].tolist() == pytest.approx([120] * 2)
+        assert cell.fixed["window"].tolist() == pytest.approx([cell.init_window] * 2)
+
+    gains = [summary.difference(cell.trained, cell.fixed, "accuracy") for cell in cells]
+    assert [gain.mean for gain in gains] == pytest.approx([8.05, 0.05, -0.95])
+    ratio = summary.fixed_runs(results.trials)
+    assert (ratio.n, ratio.mean) == pytest.approx((2, 3.0))  # the epoch that starts up is left out
+
+
+def read(folder):
+    return summary.read_results(Storage(folder), "audio_mnist")
+
+
+def test_trials_that_differ_in_another_key_than_the_seed_are_never_averaged(tmp_path):
+    write_experiment(tmp_path, n_runs=1)
+    path = tmp_path / "audio_mnist" / "audio_mnist.csv"
+    table = pd.read_csv(path, index_col=0)
+    changes = {"config/lr_tf": 0.5, "config/zero_floor": True, "config/device": "cpu"}
+    others = table.assign(**changes, trial_id=table["trial_id"] + "b")
+    table = pd.concat([table.assign(**{"config/lr_tf": 1.0}), others], ignore_index=True)
+    table.to_csv(path)
+    (tmp_path / "audio_mnist" / "epochs.csv").unlink()
+
+    results = read(tmp_path)
+    assert results.varying == ("lr_tf", "zero_floor")  # absent ones are at their default
+    cells = summary.cells(results.trials)
+    assert [len(cell.trained) for cell in cells] == [1] * 6
+    models = ["LNet, lr_tf=0.5, zero_floor=True", "LNet, lr_tf=1, zero_floor=False"]
+    assert [cell.model for cell in cells] == [models[0]] * 3 + [models[1]] * 3
+
+
+def test_numbers_that_are_equal_to_a_millionth_are_one(tmp_path):
+    write_experiment(tmp_path, n_runs=2)
+    path = tmp_path / "audio_mnist" / "audio_mnist.csv"
+    table = pd.read_csv(path, index_col=0)
+    table["config/init_lambd"] *= 1 + 1e-8 * np.arange(12)
+    table["config/lr_model"] = [1e-4, 1e-4 * (1 + 1e-9)] * 6
+    table.to_csv(path)
+    assert len(summary.cells(read(tmp_path).trials)) == 3 and read(tmp_path).varying == ()
+
+
+def test_rows_that_do_not_belong_or_were_trained_further_are_left_out(tmp_path):
+    write_experiment(tmp_path, n_runs=2)
+    write_plan(tmp_path)
+    results = read(tmp_path)
+    assert (len(results.trials), results.n_trials, results.n_untested) == (12, 12, 0)
+
+    write_plan(tmp_path, left_out=["trial0", "trial1"], changed=["trial5"])
+    results = read(tmp_path)
+    assert (len(results.trials), results.n_trials, results.n_untested) == (9, 10, 1)
+    assert not {"trial0", "trial1", "trial5"} & set(results.trials["trial_id"])
+
+
+@pytest.mark.parametrize(("max_epochs", "n_rows"), [(50, 12), (100, 12), (1000, 12), (101, 12)])
+def test_what_patience_ended_or_has_more_epochs_than_asked_for_stays(tmp_path, max_epochs, n_rows):
+    write_experiment(tmp_path, n_runs=2)
+    write_plan(tmp_path, max_epochs=max_epochs)
+    results = read(tmp_path)
+    assert len(results.trials) == n_rows and results.max_epochs == max_epochs
+
+
+def test_rows_that_a_larger_budget_trains_further_are_left_out_at_once(tmp_path):
+    """From the start of main.py on, which writes the plan and knows of no finished trial yet."""
+    write_experiment(tmp_path, n_runs=2)
+    path = tmp_path / "audio_mnist" / "audio_mnist.csv"
+    table = pd.read_csv(path, index_col=0)
+    table.assign(best_epoch=90).to_csv(path)  # patience is not used up
+    write_plan(tmp_path, max_epochs=200)
+    plan = json.loads((tmp_path / "audio_mnist" / "experiment.json").read_text())
+    plan["finished"] = {}
+    (tmp_path / "audio_mnist" / "experiment.json").write_text(json.dumps(plan))
+    results = read(tmp_path)
+    assert results.trials.empty and (results.n_trials, results.n_untested) == (12, 0)
+
+
+def test_what_was_kept_by_version_1_is_read_as_before(tmp_path):
+    write_experiment(tmp_path, n_runs=2)
+    record = {"search_space": {}, "data": None, "batches": [{"n_trials": 10}, {"n_trials": 4}]}
+    (tmp_path / "audio_mnist" / "experiment.json").write_text(json.dumps(record))
+    results = read(tmp_path)
+    assert len(results.trials) == 12 and results.n_trials == 14 and results.n_untested == 0
 
 
 def test_without_epochs_only_what_they_tell_is_missing(tmp_path):
     write_experiment(tmp_path)
     (tmp_path / "audio_mnist" / "epochs.csv").unlink()
-    results = summary.read_results(Storage(tmp_path), "audio_mnist")
-    assert results.trials[["epochs", "seconds", "settled"]].isna().all(axis=None)
-    assert (
-        len(list(summary.differences(results.trials))) == 3
-        and summary.fixed_runs(results.trials).n == 0
-    )
+    results = read(tmp_path)
+    assert results.trials[["epochs", "seconds"]].isna().all(axis=None)
+    assert len(summary.cells(results.trials)) == 3 and summary.fixed_runs(results.trials).n == 0
     assert summary.read_results(Storage(tmp_path), "esc50").trials.empty
 
 
 def test_what_is_kept_of_a_plan_names_no_folder():
-    command = (
-        "python main.py --name a_dir --data_dir '/home/me/my data' --ray_root_dir results --seed=3"
-    )
-    plan = Plan(
-        search_space={"seed": 3}, batches=[{"command": command, "n_trials": 2}], trials={"a": {}}
-    )
-    batches = [{"command": "python main.py --name a_dir --seed=3", "n_trials": 2}]
+    command = "python main.py --name a_dir --data_dir '/home/me/my data' --ray_root_dir results"
+    config = {"max_epochs": 7}
+    start = {"command": f"{command} --seed=3", "n_trials": 2}
+    plan = Plan(seeds=[3], trials={"a": config, "b": config}, starts=[start])
     assert predict_test.reduced(plan) == {
-        "search_space": {"seed": 3},
-        "data": None,
-        "batches": batches,
+        "version": 2,
+        "seeds": [3],
+        "n_trials": 2,
+        "max_epochs": 7,
+        "starts": [{"command": "python main.py --name a_dir --seed=3", "n_trials": 2}],
     }
 
 
 def test_a_trial_is_tested_on_its_test_split(monkeypatch):
-    config = search_spaces.time_frequency(1) | {
-        "n_samples": 20,
-        "trainable": True,
-        "init_lambd": 6.38,
-        "seed": 0,
-    }
-    state = {"config": config, "best_net": train.prepare(config)[0].state_dict()}
-    monkeypatch.setattr(
-        train, "evaluate", lambda net, loss_function, data, indices, *rest: (0, indices.tolist())
+    config = parse(
+        search_spaces.time_frequency(1)
+        | {"n_samples": 20, "trainable": True, "init_lambd": 6.38, "seed": 0}
     )
-    assert predict_test.accuracy_of(state, None) == [16, 17, 18, 19]
+    net, _, _ = train.prepare(config)
+    monkeypatch.setattr(
+        train, "evaluate", lambda net, loss, data, indices, *_: (0, indices.tolist())
+    )
+    assert predict_test.accuracy_of(config, net.state_dict(), None) == [16, 17, 18, 19]
 
 
 def test_a_window_is_six_lambdas():
@@ -173,7 +266,7 @@ DAMAGED = [  # the file, what is changed in it, and what is told of it
     ),
     (
         "audio_mnist.csv",
-        lambda table: table.replace("\n0,-160.0", "\n0,inf"),
+        lambda table: table.replace(",0.1,-160.0,", ",0.1,inf,", 1),
         "line 2, column best_lambd_est",
     ),
     ("audio_mnist.csv", lambda table: table.replace("True", "yes", 1), ""),

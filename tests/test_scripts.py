@@ -222,6 +222,7 @@ def test_failed_trials_do_not_stop_the_rest_and_results_can_lie_at_a_uri(project
     (told,) = (tmp_path / "results" / "tiny_failing" / "trials").glob("*.txt")
     assert reason in told.read_text()
     assert "tiny: all trials are finished" in result.stdout
+    assert "run_experiments.sh: trials failed, as said above: tiny_failing." in result.stderr
     settings["EXPERIMENTS"] = "tiny_absent tiny_failing tiny"
     tested = project.run("run_test_predictions.sh", check=False, **settings)
     assert tested.returncode == 1 and "predict_test.py: no experiment in" in tested.stderr

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, write_audio_mnist
-from test_results import write_experiment
+from test_results import write_experiment, write_plan
 
 import datasets
 import produce_figures
@@ -93,52 +93,74 @@ CNN6 & 300 ms & (300, 300) ms & DMEL & $50.0$ \\
         in tables
     )
     assert "| CNN6 | 10 ms | (35, 40) ms | DMEL | 95.0 ± 1.0 | 3 |" in tables
-    assert (
-        "% audio_mnist: no results yet" in tables and "% time_frequency: no results yet" in tables
-    )
+    assert "% audio_mnist" not in tables and "% time_frequency" not in tables  # were not run
 
 
-def test_tables_keep_an_order_and_say_what_they_average_over(output, tmp_path):
-    rows = [(5.0, False, 5.0, 0.5, 0), (5.0, False, 5.0, 0.7, 1)]
-    write_csv(tmp_path, "time_frequency", rows, **{"config/model_name": ["mlp_net", "linear_net"]})
-    differing = {
-        "config/lr_model": [0.1, 0.2],
-        "config/split": [None, "folds"],
-        "scripts": ["a1", "b2"],
-    }
-    write_csv(tmp_path, "other", rows, **differing)
-    write_csv(tmp_path, "other.20260101-000000", rows, scripts="moved aside")
-    write_csv(tmp_path, "esc50", rows, scripts="a1+b2")
-    write_csv(tmp_path, "audio_mnist_run2", rows, scripts="a1")
+ROWS = [(5.0, False, 5.0, 0.5, 0), (5.0, False, 5.0, 0.7, 1)]
+
+
+def test_tables_keep_an_order(output, tmp_path):
+    for name in ("time_frequency", "other", "esc50", "audio_mnist_run2", "other.20260101-000000"):
+        write_csv(tmp_path, name, ROWS)
     tables = output(produce_tables)
-    assert re.findall(r"% (\S+): ", tables) == [
-        "esc50",
-        "audio_mnist",
-        "time_frequency",
-        "audio_mnist_run2",
-        "other",
-    ]
-    assert re.findall(r"averaged over (.*)", tables) == [
-        "lr_model: [0.1, 0.2]",
-        "split: ['folds', nan]",
-    ]
-    assert re.findall(r"several versions of the scripts: (.*)", tables) == ["a1+b2", "a1, b2"]
-    pairs = (
-        ["audio_mnist_run2", "audio_mnist_run2"],
-        ["audio_mnist_run2", "other"],
-        ["other", "time_frequency"],
-    )
-    tables = output(produce_tables, *(word for pair in pairs for word in ("--compare", *pair)))
-    notes = [
-        re.findall("several versions.*: (.*)", part)
-        for part in tables.split("(95 % interval):\n")[1:]
-    ]
-    assert notes == [[], ["a1, b2"], ["a1, b2, unknown"]]
+    names = ["esc50", "time_frequency", "audio_mnist_run2", "other"]
+    assert re.findall(r"% (\S+): ", tables) == names
+
+
+def test_experiments_that_were_moved_aside_are_shown_where_they_are_named(output, tmp_path):
+    aside = "other.20260101-000000"
+    for name in ("other", aside):
+        write_csv(tmp_path, name, ROWS)
+    assert re.findall(r"% (\S+): ", output(produce_tables, "--experiment", aside)) == [aside]
+    assert f"{aside} − other" in output(produce_tables, "--compare", "other", aside)
+
+
+def test_trials_that_differ_in_another_key_than_the_seed_have_rows_of_their_own(output, tmp_path):
+    write_csv(tmp_path, "time_frequency", ROWS, **{"config/model_name": ["mlp_net", "linear_net"]})
+    differing = {"config/lr_model": [0.1, 0.2], "config/split": [None, "folds"]}
+    write_csv(tmp_path, "other", ROWS, **differing)
+    tables = output(produce_tables)
     rows = [
-        rf"{model} & 5.0 & 5.0 & baseline & ${accuracy}$ \\"
-        for model, accuracy in (("LinearNet", 70.0), ("mlp_net", 50.0))
+        r"LinearNet & 5.0 & 5.0 & baseline & $70.0$ \\",
+        r"\hline",
+        r"mlp\_net & 5.0 & 5.0 & baseline & $50.0$ \\",
+        r"\hline",
+        r"LinearNet, lr\_model=0.1, split=None & 5.0 & 5.0 & baseline & $50.0$ \\",
+        r"\hline",
+        r"LinearNet, lr\_model=0.2, split=folds & 5.0 & 5.0 & baseline & $70.0$ \\",
     ]
-    assert f"{rows[0]}\n\\hline\n{rows[1]}\n\\hline\n" in tables
+    assert re.findall(r"^\S*(?:LinearNet|mlp).*\\\\$|^\\hline$", tables, re.MULTILINE)[:7] == rows
+    assert "| LinearNet, lr_model=0.2, split=folds | 5.0 | 5.0 | baseline | 70.0 | 1 |  |" in tables
+
+
+def test_several_versions_of_the_scripts_are_told_in_a_line(output, tmp_path):
+    write_csv(tmp_path, "esc50", ROWS, scripts="a1+b2")
+    write_csv(tmp_path, "audio_mnist_run2", ROWS, scripts="a1")
+    write_csv(tmp_path, "other", ROWS, scripts=["a1", "b2"])
+    write_csv(tmp_path, "unknown", ROWS)
+    told = re.findall(r"several versions of the scripts: (.*)", output(produce_tables))
+    assert told == ["a1+b2", "a1, b2"]
+
+    pairs = [("audio_mnist_run2", "audio_mnist_run2"), ("audio_mnist_run2", "other")]
+    pairs.append(("other", "unknown"))
+    flags = [word for pair in pairs for word in ("--compare", *pair)]
+    comparisons = output(produce_tables, *flags).split("(95 % interval):\n")[1:]
+    told = [re.findall("several versions.*: (.*)", part) for part in comparisons]
+    assert told == [[], ["a1, b2"], ["a1, b2, unknown"]]
+
+
+def test_trials_that_are_not_tested_are_told(output, tmp_path):
+    write_experiment(tmp_path)
+    write_plan(tmp_path, changed=["trial3", "trial4"])
+    assert "% 2 trials are not tested: run predict_test.py" in output(produce_tables)
+
+
+def test_trials_with_more_epochs_than_asked_for_are_told(output, tmp_path):
+    write_experiment(tmp_path)
+    write_plan(tmp_path, max_epochs=40)
+    tables = output(produce_tables)
+    assert "% audio_mnist: 30 trials\n" in tables
+    assert "% 30 of 30 trials have more than the 40 epochs asked for" in tables
 
 
 def test_without_results_tables_name_the_folder(output, tmp_path):
@@ -173,10 +195,10 @@ def test_a_claim_is_open_where_its_interval_is_on_both_sides(output, tmp_path):
 
 
 def test_few_runs_decide_nothing_and_cut_and_failed_trials_are_counted(output, tmp_path):
-    write_experiment(tmp_path, n_runs=4, started=30, max_epochs=100)
+    write_experiment(tmp_path, n_runs=4, started=30, max_epochs=100, patience=70)
     tables = output(produce_tables)
-    assert "% audio_mnist: 24 trials, of 30: the others failed or are not finished" in tables
-    assert "% 24 of 24 trials ended at max_epochs = 100, before patience ran out" in tables
+    assert "% audio_mnist: 24 trials, of 30: 6 failed or are not finished" in tables
+    assert "% 24 of 24 trials ended after 100 epochs, before patience ran out" in tables
     assert verdicts(tables) == ["not enough runs"] * 4
 
 
@@ -197,16 +219,36 @@ def test_experiments_are_compared_within_runs(output, tmp_path):
         .splitlines()[2:]
     )
     assert table == [
-        "| DMEL | 10 ms | +2.0 (2.0 to 2.0), n = 5 | +0.0 (0.0 to 0.0), n = 5 |",
-        "| baseline | 10 ms | +0.0 (0.0 to 0.0), n = 5 | none to compare |",
-        "| DMEL | 35 ms | +2.0 (2.0 to 2.0), n = 5 | +0.0 (0.0 to 0.0), n = 5 |",
-        "| baseline | 35 ms | +0.0 (0.0 to 0.0), n = 5 | none to compare |",
-        "| DMEL | 330 ms | none to compare | none to compare |",
-        "| baseline | 330 ms | none to compare | none to compare |",
+        "| LNet | DMEL | 10 ms | +2.0 (2.0 to 2.0) | 5 | (120, 120) ms | (120, 120) ms |",
+        "| LNet | baseline | 10 ms | +0.0 (0.0 to 0.0) | 5 | 10 ms | 10 ms |",
+        "| LNet | DMEL | 35 ms | +2.0 (2.0 to 2.0) | 5 | (120, 120) ms | (120, 120) ms |",
+        "| LNet | baseline | 35 ms | +0.0 (0.0 to 0.0) | 5 | 35 ms | 35 ms |",
+        "| LNet | DMEL | 330 ms | none to compare | 0 |  |  |",
+        "| LNet | baseline | 330 ms | none to compare | 0 |  |  |",
     ]
     assert "audio_mnist − other (95 % interval):" in tables
     with pytest.raises(InputError, match="no results of 'esc50', but of audio_mnist, other"):
         output(produce_tables, "--compare", "audio_mnist", "esc50")
+
+
+def test_comparisons_match_every_key_that_varies_within_one_of_the_two(output, tmp_path):
+    """A key that is the same within each of them, such as the model, may differ between them."""
+    write_csv(tmp_path, "first", ROWS, **{"config/model_name": "mlp_net"})
+    rows = [(5.0, False, 5.0, 0.6, 0), (5.0, False, 5.0, 0.9, 0)]
+    write_csv(tmp_path, "second", rows, **{"config/lr_tf": [1.0, 0.5], "config/zero_floor": True})
+    change_table(tmp_path, "first", lr_tf=1.0)
+    tables = output(produce_tables, "--compare", "first", "second")
+    assert "| LinearNet, lr_tf=1 | baseline | 5.0 | +10.0 | 1 | 5.0 | 5.0 |" in tables
+    assert "| LinearNet, lr_tf=0.5 | baseline | 5.0 | none to compare | 0 |  |  |" in tables
+
+
+def test_claims_are_of_the_papers_experiments_where_nothing_else_varies(output, tmp_path):
+    write_experiment(tmp_path, "other")
+    assert "Claims of the paper" not in output(produce_tables)
+    write_experiment(tmp_path)
+    assert "Claims of the paper" in output(produce_tables)
+    change_table(tmp_path, lr_tf=[0.5] * 15 + [1.0] * 15)
+    assert "Claims of the paper" not in output(produce_tables)
 
 
 # Figures
@@ -308,9 +350,8 @@ def test_pictures_are_what_the_network_sees(tmp_path, recordings, changed):
     flags = flags_of(None, data_base_dir=recordings, clip=3)
     figure = produce_figures.before_after(read(tmp_path), flags)
     shown = {axis.get_title(): axis.images[0].get_array() for axis in figure.axes}
-    clips = datasets.recordings_of(
-        {"dataset_name": "audio_mnist", "resample_rate": 8000, "n_points": 8000}, recordings
-    ).clips
+    trial = read(tmp_path)["audio_mnist"].trials.iloc[0]
+    clips = datasets.recordings_of(produce_figures.config_of(trial), recordings).clips
     groups = np.repeat([12, 26, 28, 30], 2)  # of the recordings, in the order of their names
     settings = {
         key: config[key]
@@ -350,7 +391,7 @@ def test_curves_show_the_experiments_that_have_them(output, tmp_path):
     with pytest.raises(InputError, match=r"^there are no results\.$"):
         output(produce_figures, *flags, "audio_mnist_zero_floor")
     with pytest.raises(
-        InputError, match="audio_mnist, or the first --experiment, has no results with a window"
+        InputError, match="no experiment shown here has a window trained on recordings"
     ):
         produce_figures.dmel(
             {"audio_mnist": experiments["audio_mnist"]._replace(in_samples=True)}, flags_of(None)

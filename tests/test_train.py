@@ -1,6 +1,7 @@
 """One trial, without Ray: it learns, resumes, stops, keeps its best network."""
 
 import contextlib
+import copy
 import io
 import math
 
@@ -11,7 +12,7 @@ import datasets
 import models
 import search_spaces
 import train
-from config import InputError
+from config import InputError, parse
 
 MEL = {
     "model_name": "mel_linear_net",
@@ -23,18 +24,20 @@ MEL = {
 
 
 def tiny_config(**changes):
+    """A Config of time_frequency that trains in a moment."""
     config = search_spaces.time_frequency(4) | {
         "trainable": True,
         "init_lambd": 1.276,
         "seed": 0,
         "n_samples": 300,
     }
-    return config | changes
+    return parse(config | changes)
 
 
 def run(config, state=None, stop_after=math.inf):
     """Trains; returns the reports of all epochs and the last snapshot, as it is read from a file."""
-    reports, snapshots = [], []
+    reports = []
+    snapshots = []
 
     class Stop(Exception):
         pass
@@ -65,11 +68,13 @@ def test_learns_and_moves_lambda_towards_the_best_window(init_lambd):
 def test_reports_of_every_epoch_follow_from_the_seed():
     first, again, other = (run(tiny_config(seed=seed))[0] for seed in (1, 1, 2))
     assert first == again and first[0]["loss"] != other[0]["loss"]
-    assert [metrics["finished"] for metrics in first] == [False, False, False, True]
+    config = tiny_config()
+    assert [config.is_finished(metrics) for metrics in first] == [False, False, False, True]
     assert [metrics["training_iteration"] for metrics in first] == [1, 2, 3, 4]
     best = min(first, key=lambda metrics: metrics["valid_loss"])
     for key in ("valid_loss", "valid_acc", "lambd_est"):
         assert first[-1][f"best_{key}"] == best[key]
+    assert first[-1]["best_epoch"] == best["training_iteration"]
 
 
 def test_means_are_over_examples_and_energy_over_batches():
@@ -90,7 +95,8 @@ def test_dmel_and_baseline_of_one_seed_start_from_the_same_weights_and_batches(m
     seen = []
 
     def record(net, loss_function, optimizer, data, batches):
-        seen.append((net.head.state_dict(), batches))
+        head = net.net.head if isinstance(net, train.BehindFeatures) else net.head
+        seen.append((head.state_dict(), batches))
         return 0.0, 0.0
 
     monkeypatch.setattr(train, "train_epoch", record)
@@ -101,9 +107,10 @@ def test_dmel_and_baseline_of_one_seed_start_from_the_same_weights_and_batches(m
     assert all(torch.equal(*pair) for pair in zip(batches, baseline_batches, strict=True))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {**MEL, "optimizer_name": "adam"}]
-)  # without dropout, with it
+KINDS = [{}, {**MEL, "optimizer_name": "adam"}]  # without dropout, and with it
+
+
+@pytest.mark.parametrize("changes", KINDS)
 def test_resumed_trial_equals_an_uninterrupted_one(changes):
     config = tiny_config(**changes)
     whole, end = run(config)
@@ -111,28 +118,109 @@ def test_resumed_trial_equals_an_uninterrupted_one(changes):
     second, state = run(config, state, stop_after=2)
     rest, resumed_end = run(config, state)
     assert first + second + rest == whole
-    assert all(
-        torch.equal(value, resumed_end["best_net"][name]) for name, value in end["best_net"].items()
-    )
-    assert end.keys() == resumed_end.keys() == {"config", "history", "finished", "best_net"}
+    assert_same_network(end, resumed_end)
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_a_larger_budget_goes_on_as_if_it_had_been_there_from_the_start(changes):
+    whole, end = run(tiny_config(**changes, max_epochs=6))
+    first, state = run(tiny_config(**changes, max_epochs=3))
+    assert tiny_config(max_epochs=3).is_finished(first[-1])
+    rest, longer_end = run(tiny_config(**changes, max_epochs=6), state)
+    assert [row["training_iteration"] for row in rest] == [4, 5, 6]
+    assert first + rest == whole
+    assert_same_network(end, longer_end)
+
+
+def assert_same_network(end, other_end):
+    for name, value in end["best_net"].items():
+        assert torch.equal(value, other_end["best_net"][name])
+
+
+def test_what_ended_by_patience_is_finished_at_any_budget_and_keeps_its_best_network_alone():
+    config = tiny_config(lr_model=0.0, trainable=False, patience=2, max_epochs=10)
+    reports, state = run(config)
+    assert state.keys() == {"history", "best_net"} and len(reports) == 3
+    assert config.model_copy(update={"max_epochs": 1000}).is_finished(reports[-1])
+    with_budget, state = run(tiny_config(max_epochs=2))
+    assert {"net", "optimizer", "shuffle", "random"} < state.keys()
+    assert not tiny_config(max_epochs=3).is_finished(with_budget[-1])
 
 
 def test_a_trial_that_began_on_another_kind_of_device_goes_on():
     config = tiny_config()
     _, state = run(config, stop_after=1)
-    reports, end = run(
-        config, state | {"random": state["random"][:16]}
-    )  # a GPU's generator has a state of 16 bytes
-    assert len(reports) == 3 and end["finished"]
+    state["random"] = state["random"][:16]  # a GPU's generator has a state of 16 bytes
+    reports, _ = run(config, state)
+    assert len(reports) == 3 and config.is_finished(reports[-1])
+
+
+def cnn6_after_one_step(memory_format):
+    """A network with Cnn6's layout on a device, its optimizer, and the weights' gradients."""
+    config = parse(
+        search_spaces.esc50(2)
+        | {"trainable": True, "init_lambd": 46.7, "seed": 0, "n_points": 4000}
+    )
+    torch.manual_seed(0)
+    net, loss_function = models.build(config)
+    net.to(memory_format=memory_format)
+    optimizer = train.make_optimizer(net, config)
+    return net, optimizer, lambda: step(net, optimizer, loss_function)
+
+
+def step(net, optimizer, loss_function):
+    """One step on a fixed batch, without dropout, so that both networks see the same."""
+    clips = torch.randn(4, 4000, generator=torch.Generator().manual_seed(1))
+    logits, _ = net.eval()(clips)
+    optimizer.zero_grad()
+    loss_function(logits, torch.arange(4)).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("saved_in", "continued_in"),
+    [
+        (torch.contiguous_format, torch.channels_last),  # begun on a GPU, continued on a CPU
+        (torch.channels_last, torch.contiguous_format),
+    ],
+)
+def test_state_takes_the_layout_of_its_weight(saved_in, continued_in):
+    """A fused step that read its state in another order would be off by the learning rate."""
+    net, optimizer, next_step = cnn6_after_one_step(saved_in)
+    next_step()
+    state = {
+        "net": {name: value.clone() for name, value in net.state_dict().items()},
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "shuffle": torch.Generator().get_state(),
+        "random": torch.Generator().get_state(),
+    }
+
+    other, other_optimizer, other_next_step = cnn6_after_one_step(continued_in)
+    train.restore(state, other, other_optimizer, torch.Generator(), torch.Generator())
+    for weight in other.parameters():
+        for value in other_optimizer.state[weight].values():
+            assert value.shape != weight.shape or value.stride() == weight.stride()
+
+    next_step()
+    other_next_step()
+    for (name, weight), other_weight in zip(
+        net.named_parameters(), other.parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            weight,
+            other_weight,
+            rtol=1e-4,
+            atol=2e-5,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def test_patience_ends_a_trial_and_the_best_network_is_kept():
-    config = tiny_config(
-        lr_model=50.0, lr_tf=0.0, max_epochs=40, patience=3
-    )  # far too fast: it gets worse
+    # Far too fast, so that it gets worse.
+    config = tiny_config(lr_model=50.0, lr_tf=0.0, max_epochs=40, patience=3)
     reports, state = run(config)
     best = min(range(len(reports)), key=lambda epoch: reports[epoch]["valid_loss"])
-    assert len(reports) == best + 1 + 3 < 40 and reports[-1]["finished"]
+    assert len(reports) == best + 1 + 3 < 40
     net, loss_function = models.build(config)
     net.load_state_dict(state["best_net"])
     data = datasets.load(config)
