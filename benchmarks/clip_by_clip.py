@@ -73,7 +73,7 @@ def epoch_seconds(config, data):
         )
         loader = torch.utils.data.DataLoader(
             clips,
-            config["batch_size"],
+            config.batch_size,
             shuffle=training,
             num_workers=2,
             multiprocessing_context="fork",

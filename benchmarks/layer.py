@@ -9,7 +9,13 @@ import torchaudio
 
 import datasets
 from benchmarks.clip_by_clip import ClipByClip
-from benchmarks.measure import forward_backward, fresh_process, medians, recordings_of
+from benchmarks.measure import (
+    first_config,
+    forward_backward,
+    fresh_process,
+    medians,
+    recordings_of,
+)
 from config import read_search_space
 from datasets import SAMPLE_RATE
 from dmel import CPU_BLOCK, DMEL, WINDOW_SIGMAS
@@ -157,8 +163,8 @@ def levels(args):
     """Root mean square of the log-Mel of audio_mnist's training clips; dropout of 0.2 makes noise
     of half of it
     """
-    space = read_search_space("audio_mnist", 1)
-    data = datasets.load(space, recordings_of(space, args))
+    config = first_config(read_search_space("audio_mnist", 1))
+    data = datasets.load(config, recordings_of(config, args))
     clips = data.clips[data.splits["train"]]
     for seconds in (0.010, 0.020, 0.035, 0.070, 0.150, 0.300, 0.500):
         ways = [make_layer(seconds, "cpu", zero_floor=zero_floor) for zero_floor in (False, True)]

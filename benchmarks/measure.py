@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import datasets
+from config import parse
 
 
 def medians(args, *functions):
@@ -42,14 +43,19 @@ def forward_backward(way, clips):
     return lambda: torch.autograd.grad(way(clips), way.lambd, upstream)
 
 
-def recordings_of(space, args):
-    """Recordings of a search space; --complete repeats them up to the number of the complete
-    dataset.
-    """
-    recordings = datasets.recordings_of(space, args.data_dir)
+def first_config(space, window=0, **changes):
+    """The Config of a trained trial of a search space, with one of its windows, by number."""
+    windows = space["init_lambd"]
+    lambd = windows["grid_search"][window] if isinstance(windows, dict) else windows
+    chosen = {"trainable": True, "init_lambd": lambd, "seed": 0}
+    return parse({**space, **chosen, **changes})
+
+
+def recordings_of(config, args):
+    """Recordings of a Config; --complete repeats them up to the complete dataset's number."""
+    recordings = datasets.recordings_of(config, args.data_dir)
     if recordings is None or not args.complete:
         return recordings
-    repeated = np.arange(datasets.DATASETS[space["dataset_name"]].n_recordings) % len(
-        recordings.clips
-    )
+    n_complete = datasets.DATASETS[config.dataset_name].n_recordings
+    repeated = np.arange(n_complete) % len(recordings.clips)
     return datasets.Recordings(*(array[repeated] for array in recordings[:3]))

@@ -16,7 +16,13 @@ import dmel
 import search_spaces
 import train
 from benchmarks import clip_by_clip
-from benchmarks.measure import forward_backward, fresh_process, medians, recordings_of
+from benchmarks.measure import (
+    first_config,
+    forward_backward,
+    fresh_process,
+    medians,
+    recordings_of,
+)
 from config import read_search_space
 
 PRECISIONS = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"bf16": True}}
@@ -30,14 +36,8 @@ def epoch(args):
         windows = space["init_lambd"]["grid_search"][: 1 if is_slow or args.tiny else None]
         with fresh_process() as pool:
             for trainable, lambd in itertools.product((True, False), windows):
-                config = {
-                    **space,
-                    "trainable": trainable,
-                    "init_lambd": lambd,
-                    "seed": 0,
-                    "lr_tf": 0.0,
-                }
-                config["device"] = args.device
+                changes = {"init_lambd": lambd, "lr_tf": 0.0, "device": args.device}
+                config = first_config(space, trainable=trainable, **changes)
                 first, *ours = pool.submit(epoch_times, config, args).result()
                 standin = pool.submit(clip_by_clip_times, config, args).result()
                 ours, standin = statistics.median(ours), statistics.median(standin)
@@ -61,23 +61,17 @@ def epoch_times(config, args):
 
 def clip_by_clip_times(config, args):
     data = datasets.load(config, recordings_of(config, args))
-    return [clip_by_clip.epoch_seconds(config, data) for _ in range(config["max_epochs"] // 2)]
+    return [clip_by_clip.epoch_seconds(config, data) for _ in range(config.max_epochs // 2)]
 
 
 def step(args):
     """A training step of panns_cnn6 on 32 clips of 5 s, window 35 ms, and the layer alone, ms"""
     for precision, keys in PRECISIONS.items():
-        config = {
-            **search_spaces.esc50(1),
-            "init_lambd": 46.7,
-            "trainable": True,
-            "lr_tf": 0.0,
-            "seed": 0,
-            **keys,
-        }
-        config["device"] = args.device
+        config = first_config(
+            search_spaces.esc50(1), init_lambd=46.7, lr_tf=0.0, device=args.device, **keys
+        )
         clips = torch.randn(
-            2 if args.tiny else config["batch_size"], config["n_points"], device=args.device
+            2 if args.tiny else config.batch_size, config.n_points, device=args.device
         )
         net, *others = train.prepare(config)
         whole, alone = medians(
@@ -106,15 +100,9 @@ def operators(args):
     left out
     """
     for space in (search_spaces.time_frequency, search_spaces.audio_mnist, search_spaces.esc50):
-        config = {
-            **space(1),
-            "trainable": True,
-            "lr_tf": 0.0,
-            "seed": 0,
-            "device": "cpu",
-        }  # the same on every machine
-        config["init_lambd"] = config["init_lambd"]["grid_search"][1]
-        clips = torch.randn(2 if args.tiny else config["batch_size"], config["n_points"])
+        # On the CPU: the number is the same on every machine.
+        config = first_config(space(1), window=1, lr_tf=0.0, device="cpu")
+        clips = torch.randn(2 if args.tiny else config.batch_size, config.n_points)
         net, *others = train.prepare(config)
         ours, layer, standin = (
             count_operators(function).total()
@@ -125,7 +113,7 @@ def operators(args):
             )
         )
         yield {
-            "experiment": config["dataset_name"],
+            "experiment": config.dataset_name,
             "clips": len(clips),
             "DMEL": ours,
             "of which the layer": layer,

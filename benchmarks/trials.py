@@ -16,7 +16,7 @@ import cluster
 import datasets
 import main
 import search_spaces
-from benchmarks.measure import recordings_of
+from benchmarks.measure import first_config, recordings_of
 from config import read_search_space
 from datasets import DATASETS
 from recordings import write_cache
@@ -25,12 +25,12 @@ from results import Experiment
 
 def start(args):
     """Start of a trial, s: what it takes beyond an empty one of Ray's and beyond its epochs"""
-    config = {**search_spaces.time_frequency(1), "init_lambd": 6.38, "trainable": True}
+    config = first_config(search_spaces.time_frequency(1), init_lambd=6.38).model_dump()
     n = 2 if args.tiny else 8
     with cluster.connected(), tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(folder, "start")
         trial = tune.with_parameters(
-            main.run_trial, recordings=None, experiment=experiment, save_seconds=10
+            main.run_trial, recordings=None, data=None, experiment=experiment, save_seconds=10
         )
         run(do_nothing, {"config": tune.grid_search([{}] * n)})  # workers start
         times = []
@@ -94,9 +94,8 @@ def grid(args):
                     subprocess.run, command, check=True, capture_output=True, env=environment
                 )
                 experiment = Experiment(folder, name)
-                histories = [
-                    experiment.read_trial(key)["history"] for key in experiment.read_plan().trials
-                ]
+                trials = experiment.read_trials(experiment.read_plan().trials)
+                histories = [state["history"] for _, state in trials]
             epochs = [[row["time_this_iter_s"] for row in history[1:]] for history in histories]
             per_epoch = sum(map(statistics.median, epochs)) / n
             yield {
@@ -110,17 +109,17 @@ def grid(args):
 
 def complete_data(name, args, folder):
     """Writes the cache of the repeated recordings into a data folder and returns that."""
-    space = read_search_space(name, 1)
-    recordings = recordings_of(space, args)
+    config = first_config(read_search_space(name, 1))
+    recordings = recordings_of(config, args)
     if recordings is not None:
         rows = [
             ["", 0, 0, *row]
             for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)
         ]
         name, sample_rate, n_points = (
-            space["dataset_name"],
-            space["resample_rate"],
-            space["n_points"],
+            config.dataset_name,
+            config.resample_rate,
+            config.n_points,
         )
         cache = folder / name / f"{name}_{sample_rate}Hz_{n_points}.npy"
         cache.parent.mkdir(parents=True)
@@ -160,7 +159,8 @@ def touch(config, recordings):
     alone now has.
     """
     before = psutil.Process().memory_full_info().uss
-    data = datasets.load({"dataset_name": "audio_mnist"}, recordings)
+    config = first_config(search_spaces.audio_mnist(1))
+    data = datasets.load(config, recordings)
     data.clips.sum()
     time.sleep(3)  # until the other trial has read it too
     tune.report({"own": psutil.Process().memory_full_info().uss - before})

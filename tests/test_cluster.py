@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -21,7 +22,7 @@ import datasets
 
 pytestmark = pytest.mark.slow
 EPOCHS = 20  # of four trials: they must outlast the start of a worker on the second node
-CLIPS = {"dataset_name": "audio_mnist", "resample_rate": 8000, "n_points": 48000}
+CLIPS = SimpleNamespace(dataset_name="audio_mnist", resample_rate=8000, n_points=48000)
 SPACES = """
 
 def spoken(max_epochs):

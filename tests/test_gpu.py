@@ -13,6 +13,7 @@ import dmel
 import models
 import search_spaces
 import train
+from config import parse
 
 EXPERIMENTS = (search_spaces.time_frequency, search_spaces.audio_mnist, search_spaces.esc50)
 with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -20,17 +21,14 @@ with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 def config_of(space, **changes):
     config = space(1)
-    return (
-        config
-        | {"init_lambd": config["init_lambd"]["grid_search"][1], "trainable": True, "seed": 0}
-        | changes
-    )
+    config |= {"init_lambd": config["init_lambd"]["grid_search"][1], "trainable": True, "seed": 0}
+    return parse(config | changes)
 
 
 @pytest.mark.parametrize("space", EXPERIMENTS)
 def test_forward_with_fake_cuda_tensors(space):
     config = config_of(space, augment=True)
-    n_fft, real_filters = dmel.fft_size(config["init_lambd"]), dmel.mel_filters
+    n_fft, real_filters = dmel.fft_size(config.init_lambd), dmel.mel_filters
 
     def filters(
         n_fft, continuous, n_groups, target, *settings
@@ -47,7 +45,7 @@ def test_forward_with_fake_cuda_tensors(space):
     ):
         with torch.device("cuda"):
             net, loss_function = models.build(config)
-            clips, labels = torch.randn(4, config["n_points"]), torch.zeros(4, dtype=torch.int64)
+            clips, labels = torch.randn(4, config.n_points), torch.zeros(4, dtype=torch.int64)
         for clips_need_it in (False, True):
             logits, features = net(clips.requires_grad_(clips_need_it))
             assert {
@@ -84,7 +82,7 @@ def test_training_step_as_on_the_cpu(space):
     for device in ("cpu", "cuda:0"):
         config = config_of(space, device=device)
         torch.manual_seed(0)
-        clips = torch.randn(16, config["n_points"])
+        clips = torch.randn(16, config.n_points)
         with mock.patch.object(torch.cuda, "is_available", return_value=device != "cpu"):
             net, loss_function, device = train.prepare(config)
         optimizer = train.make_optimizer(net, config)

@@ -11,7 +11,7 @@ from conftest import shared
 
 import models
 import search_spaces
-from config import InputError
+from config import InputError, parse
 from dmel import DMEL, DifferentiableSpectrogram
 
 SPECTROGRAM_MODELS = ("linear_net", "bn_linear_net", "mlp_net", "conv_net")
@@ -26,14 +26,14 @@ def config_of(model_name, **changes):
     config = space(1) | {"model_name": model_name, "trainable": True, "init_lambd": 20.0, "seed": 0}
     if config["dataset_name"] == "time_frequency":
         config["n_points"] = 32
-    return config | changes
+    return parse(config | changes)
 
 
 @pytest.mark.parametrize("model_name", models.MODELS)
 def test_every_model_learns_from_its_features(model_name):
     config = config_of(model_name)
     net, loss_function = models.build(config)
-    clips = torch.randn(2, config["n_points"])
+    clips = torch.randn(2, config.n_points)
     logits, features = net(clips)
     is_spectrogram = model_name in SPECTROGRAM_MODELS
     assert isinstance(net.spectrogram_layer, DifferentiableSpectrogram if is_spectrogram else DMEL)
@@ -118,7 +118,8 @@ def golden_weights(keys, state):
 
 
 def cnn6(n_mels, n_classes, augment=False):
-    return models.Cnn6(96, n_mels, n_classes, {"augment": augment, "pretrained": False})
+    config = config_of("panns_cnn6", augment=augment)
+    return models.Cnn6(96, n_mels, n_classes, config)
 
 
 def test_golden_cnn6():

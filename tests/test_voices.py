@@ -1,6 +1,7 @@
 """The synthetic voices of `python -m benchmarks voices`, spoken by a stand-in for espeak-ng."""
 
 import stat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_recordings_follow_from_the_seed_and_are_those_of_the_experiment(tmp_pat
     )
     info = soundfile.info(first / "data/02/7_02_1.wav")
     assert (info.samplerate, info.channels, info.subtype) == (48000, 1, "PCM_16")
-    config = {"dataset_name": "audio_mnist", "resample_rate": 8000, "n_points": 8000}
+    config = SimpleNamespace(dataset_name="audio_mnist", resample_rate=8000, n_points=8000)
     assert recordings_of(config, first).clips.shape == (60, 8000)
 
 
