@@ -195,10 +195,11 @@ def digest(value):
 
 def require(config, who, *keys):
     """Raises InputError where one of the keys is missing; who: what needs it."""
-    if missing := [key for key in keys if config[key] is None]:
-        raise InputError(
-            f"config: key '{missing[0]}' is missing: {who} needs it, so add it to the search space."
-        )
+    for key in keys:
+        if getattr(config, key) is None:
+            raise InputError(
+                f"config: key '{key}' is missing: {who} needs it, so add it to the search space."
+            )
 
 
 def plain(value):
