@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+import filelock
 import numpy as np
 import pydantic
 from pydantic import Field
@@ -370,6 +371,23 @@ def whole_file(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(path, remedy, timeout=-1):
+    """A context that holds a lock, which is free again when its process ends, in any way.
+
+    timeout: seconds to wait for another process, then filelock.Timeout is raised; -1: without end.
+    remedy: what helps where nothing can be locked, the end of a sentence. Raises InputError there.
+    """
+    # Where a file system has no locks, filelock would take the file itself for one. That outlives
+    # its process, and who comes next would wait for nobody.
+    file_lock = filelock.FileLock(path, fallback_to_soft=False)
+    try:
+        return file_lock.acquire(timeout=timeout)
+    except filelock.Timeout:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot lock {path} ({error.strerror or error}): {remedy}.") from None
 
 
 def first_line(error):

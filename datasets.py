@@ -1,11 +1,12 @@
-"""The three datasets, two of recordings and a drawn one; `python datasets.py data` resamples the
-recordings once.
+"""The three datasets, two of recordings and a drawn one.
+
+    python datasets.py data
+
+prepares the recordings in data/audio_mnist and data/esc50: resamples them once, into caches.
 """
 
 import argparse
 import warnings
-from functools import partial
-from types import SimpleNamespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ AUDIO_MNIST_SPEAKERS = {
 }
 AUDIO_MNIST_SPEAKERS["train"] = sorted(set(range(1, 61)).difference(*AUDIO_MNIST_SPEAKERS.values()))
 ESC50_FOLDS = {"train": [1, 2, 3], "valid": [4], "test": [5]}
+RANDOM_PARTS = [0.7, 0.1, 0.2]  # of a split at random
 
 
 class Dataset(NamedTuple):
@@ -40,22 +42,28 @@ class Dataset(NamedTuple):
     place: str  # file or folder that the dataset's folder has in it
     list_files: Any  # function: folder -> rows [file, label, group]
     fit: Any  # function: clip, n_points -> clip of exactly n_points samples
-    splits: dict  # named values of config key split, the default first: groups of each part, or None for random
+    splits: dict  # by name, the default first: the groups of each part, or None for random
     n_recordings: int | None = None  # of the complete dataset
 
 
 DATASETS = {
     "audio_mnist": Dataset(
-        10, 1, "data", list_audio_mnist, pad_around, {"speakers": AUDIO_MNIST_SPEAKERS}, 30000
+        n_classes=10,
+        clip_seconds=1,
+        place="data",
+        list_files=list_audio_mnist,
+        fit=pad_around,
+        splits={"speakers": AUDIO_MNIST_SPEAKERS},
+        n_recordings=30000,
     ),
     "esc50": Dataset(
-        50,
-        5,
-        "meta/esc50.csv",
-        list_esc50,
-        pad_at_end,
-        {"random": None, "folds": ESC50_FOLDS},
-        2000,
+        n_classes=50,
+        clip_seconds=5,
+        place="meta/esc50.csv",
+        list_files=list_esc50,
+        fit=pad_at_end,
+        splits={"random": None, "folds": ESC50_FOLDS},
+        n_recordings=2000,
     ),
 }
 
@@ -73,20 +81,20 @@ class Data(NamedTuple):
 
 
 def check(config):
-    """Raises InputError where a config lacks what its dataset needs; config: a complete one."""
-    name, split = config.dataset_name, config.split
+    """Raises InputError where a Config lacks what its dataset needs."""
+    name = config.dataset_name
     if name == "time_frequency":
         require(config, name, "n_samples", "noise_std", "sigma_ref", "center_offset")
-        if split is not None:
+        if config.split is not None:
             raise InputError(
                 "config: split is for recordings, and time_frequency has none: remove the key."
             )
     elif name in DATASETS:
         require(config, name, "resample_rate")
-        named = DATASETS[name].splits
-        if isinstance(split, str) and split not in named:
+        splits = DATASETS[name].splits
+        if isinstance(config.split, str) and config.split not in splits:
             raise InputError(
-                f"config: split '{split}' is not one of {', '.join(named)} for {name}."
+                f"config: split '{config.split}' is not one of {', '.join(splits)} for {name}."
             )
     else:
         raise InputError(
@@ -95,93 +103,152 @@ def check(config):
 
 
 def load(config, recordings: Recordings | None = None):
-    """The Data of a trial: drawn for time_frequency, otherwise the given recordings, split as the
-    config says.
+    """The Data of a trial: drawn for time_frequency, otherwise the given recordings.
+
+    They are split as the config says. Raises InputError where a part is empty.
     """
     import torch  # here, as preparing recordings does without
 
-    name, split = config.dataset_name, config.split
-    if name == "time_frequency":
+    if config.dataset_name == "time_frequency":
         clips, labels = draw_pulses(config)
-        n_train, n_valid = len(clips) * 7 // 10, len(clips) // 10
-        parts = torch.arange(len(clips)).tensor_split([n_train, n_train + n_valid])
+        parts = split_in_order(len(clips))
     else:
         clips, labels, groups, _ = recordings
-        named = DATASETS[name].splits
-        chosen = split if isinstance(split, dict) else named[split or next(iter(named))]
-        if chosen is None:
-            generator = torch.Generator().manual_seed(0)
-            subsets = torch.utils.data.random_split(range(len(clips)), [0.7, 0.1, 0.2], generator)
-            parts = [torch.tensor(subset.indices) for subset in subsets]
-        else:
-            parts = [
-                torch.from_numpy(np.flatnonzero(np.isin(groups, chosen[part]))) for part in PARTS
-            ]
+        parts = split_recordings(config, groups)
+
     splits = dict(zip(PARTS, parts, strict=True))
-    if empty := [part for part in PARTS if len(splits[part]) == 0]:
-        raise InputError(
-            f"{name}: the {empty[0]} split is empty, there are too few recordings: complete the dataset."
-        )
+    for part, indices in splits.items():
+        if len(indices) == 0:
+            raise InputError(
+                f"{config.dataset_name}: the {part} split is empty, there are too few recordings: "
+                "complete the dataset."
+            )
+
     # Arrays out of a cache file or Ray's object store are read-only, and only read.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
 
 
+def split_in_order(n_clips):
+    """Indices of the clips to train, validate and test on: the first 70 %, 10 %, the last 20 %."""
+    import torch
+
+    n_train = n_clips * 7 // 10
+    n_valid = n_clips // 10
+    return torch.arange(n_clips).tensor_split([n_train, n_train + n_valid])
+
+
+def split_recordings(config, groups):
+    """Indices of the recordings to train, validate and test on, by their groups or at random."""
+    import torch
+
+    splits = DATASETS[config.dataset_name].splits
+    if isinstance(config.split, dict):
+        chosen = config.split
+    elif config.split is None:
+        chosen = next(iter(splits.values()))
+    else:
+        chosen = splits[config.split]
+
+    if chosen is None:
+        generator = torch.Generator().manual_seed(0)  # the same split for all trials
+        subsets = torch.utils.data.random_split(range(len(groups)), RANDOM_PARTS, generator)
+        return [torch.tensor(subset.indices) for subset in subsets]
+
+    parts = []
+    for part in PARTS:
+        indices = np.flatnonzero(np.isin(groups, chosen[part]))
+        parts.append(torch.from_numpy(indices))
+    return parts
+
+
 def recordings_of(config, data_dir):
-    """The Recordings that a config works on, None for time_frequency; InputError where they are
-    missing or damaged.
+    """The Recordings that a Config works on, None for time_frequency.
+
+    data_dir: see find_folder. Raises InputError where they are missing or damaged.
     """
     name = config.dataset_name
-    return (
-        load_recordings(config, DATASETS[name], find_folder(name, data_dir))
-        if name in DATASETS
-        else None
+    if name not in DATASETS:
+        return None
+    return load_recordings(
+        DATASETS[name],
+        find_folder(name, data_dir),
+        name=name,
+        sample_rate=config.resample_rate,
+        n_points=config.n_points,
     )
 
 
 def find_folder(name, data_dir):
-    """data_dir/name, or data_dir where that is the dataset's folder itself."""
-    folder, place = Path(data_dir, name), DATASETS[name].place
-    itself = (
-        place != "." and Path(data_dir, place).exists()
-    )  # by place "." every folder would be the dataset's
-    return Path(data_dir) if itself and not folder.exists() else folder
+    """The folder of a dataset: data_dir/name, or data_dir where that is the dataset's folder.
+
+    Where data_dir/name holds another folder around the dataset, as an unpacked archive does, it is
+    that one.
+    """
+    folder = Path(data_dir, name)
+    place = DATASETS[name].place
+    if not folder.is_dir():
+        # By place "." every folder would be the dataset's.
+        is_dataset = place != "." and Path(data_dir, place).exists()
+        return Path(data_dir) if is_dataset else folder
+
+    if not (folder / place).exists():
+        inner = [path for path in folder.iterdir() if (path / place).exists()]
+        if len(inner) == 1:
+            return inner[0]
+    return folder
 
 
 def draw_pulses(config):
-    """Draws n_samples noisy pulses of three classes: one pulse, two apart in time, two apart in
-    frequency.
+    """Draws n_samples noisy pulses of three classes: one pulse, two apart in time or in frequency.
 
     The best window to tell them apart is sigma_ref, the width of a pulse. Returns clips, shape =
-    (n_samples, n_points) float32, and labels, int64. Times and widths are in samples, frequencies
-    in cycles per sample. Source: the paper.
+    (n_samples, n_points) float32, and labels, (n_samples,) int64. Times and widths are in samples,
+    frequencies in cycles per sample. Source: the paper.
     """
     random = np.random.default_rng(config.seed)
-    n, n_points, sigma = config.n_samples, config.n_points, config.sigma_ref
-    uniform = partial(random.uniform, size=(n, 1, 1))
-    scale_max = 2 * (n_points / 5) / (6 * sigma) + 1
+    n = config.n_samples
+    n_points = config.n_points
+    sigma = config.sigma_ref
+
+    def uniform(low, high):  # one number for each clip: (n, pulses, samples) = (n, 1, 1)
+        return random.uniform(low, high, size=(n, 1, 1))
+
     labels = random.integers(PULSES_CLASSES, size=n)
-    one, apart_in_time, apart_in_frequency = (
-        labels[:, None, None] == label for label in range(PULSES_CLASSES)
-    )
-    # Two pulses for everyone, all of shape (n, 2, n_points) or one that fits it.
-    time, frequency, side = n_points / 2, 0.25, np.array([[-1.0], [1.0]])
+    is_one = labels[:, None, None] == 0
+    is_apart_in_time = labels[:, None, None] == 1
+    is_apart_in_frequency = labels[:, None, None] == 2
+
+    # Two pulses for each clip, (n, 2, 1), on either side of a centre.
+    time = n_points / 2
+    frequency = 0.25
     if config.center_offset:
         time = time + uniform(-n_points / 5, n_points / 5)
         frequency = frequency + uniform(-0.1, 0.1)
-    time = time + apart_in_time * side * uniform(sigma, n_points / 5)
-    frequency = frequency + apart_in_frequency * side * uniform(sigma / (2 * n_points), 0.1)
-    wider, narrower = uniform(1, scale_max), uniform(1 / scale_max, 1)
-    width = sigma * np.where(one, np.where(uniform(0, 1) < 0.5, wider, narrower), 1.0)
+    side = np.array([[-1.0], [1.0]])
+    time = time + is_apart_in_time * side * uniform(sigma, n_points / 5)
+    frequency = frequency + is_apart_in_frequency * side * uniform(sigma / (2 * n_points), 0.1)
+
+    # A single pulse is wider or narrower than sigma, up to this factor, both equally often.
+    max_scale = 2 * (n_points / 5) / (6 * sigma) + 1
+    wider = uniform(1, max_scale)
+    narrower = uniform(1 / max_scale, 1)
+    scale = np.where(uniform(0, 1) < 0.5, wider, narrower)
+    width = sigma * np.where(is_one, scale, 1.0)
+
+    # The pulses, (n, 2, n_points): a Gaussian and a sine, each with a largest value of 1.
     k = np.arange(n_points)
+    phase = random.uniform(0, 2 * np.pi, (n, 2, 1))
     envelope = np.exp(-0.5 * ((k - time) / width) ** 2)
-    carrier = np.sin(2 * np.pi * frequency * k + random.uniform(0, 2 * np.pi, (n, 2, 1)))
+    carrier = np.sin(2 * np.pi * frequency * k + phase)
     pulses = envelope / envelope.max(-1, keepdims=True) * carrier / carrier.max(-1, keepdims=True)
     pulses -= pulses.mean(-1, keepdims=True)
     pulses[labels == 0, 1] = 0  # only one of them
-    clips = uniform(0.5, 1)[:, 0] * pulses.sum(axis=1) + config.noise_std * random.random(
-        (n, n_points)
-    )
+
+    # The clips, (n, n_points): noise is uniform from 0 to noise_std, as in the original.
+    amplitude = uniform(0.5, 1)[:, 0]
+    noise = config.noise_std * random.random((n, n_points))
+    clips = amplitude * pulses.sum(axis=1) + noise
     clips -= clips.mean(-1, keepdims=True)
     return clips.astype(np.float32), labels
 
@@ -192,16 +259,22 @@ def main():
         "data_dir", help="folder that holds audio_mnist/ and esc50/, or one of them"
     )
     data_dir = parser.parse_args().data_dir
-    if not (names := [name for name in DATASETS if find_folder(name, data_dir).exists()]):
+
+    names = [name for name in DATASETS if find_folder(name, data_dir).exists()]
+    if not names:
         raise InputError(
             f"'{data_dir}' holds neither {' nor '.join(DATASETS)}: run `sh download_data.sh`."
         )
+
     for name in names:
         seconds = DATASETS[name].clip_seconds
-        config = SimpleNamespace(
-            dataset_name=name, resample_rate=SAMPLE_RATE, n_points=round(SAMPLE_RATE * seconds)
+        recordings = load_recordings(
+            DATASETS[name],
+            find_folder(name, data_dir),
+            name=name,
+            sample_rate=SAMPLE_RATE,
+            n_points=round(SAMPLE_RATE * seconds),
         )
-        recordings = recordings_of(config, data_dir)
         print(f"{name}: {len(recordings.clips)} clips of {seconds} s at {SAMPLE_RATE} Hz are ready")
 
 

@@ -1,9 +1,13 @@
-"""Recordings of a dataset's folder: listed, read, resampled, fitted, and kept in a cache, one .npy
-of all clips.
+"""Recordings of a dataset's folder: listed, read, resampled, fitted, and kept in a cache.
+
+A cache is one .npy of all clips and its index, a .json, which says what they were made from. The
+identity of recordings follows from the bytes of their files, with labels and groups: other names
+and times, another processor or another version of the resampler make no other data.
 """
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,13 +15,17 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
-from config import InputError, whole_file
+from config import InputError, digest, lock, whole_file
 
-ESC50_ENTRY = r"(([1-5])-[0-9]+-[A-Z]-([0-9]|[1-4][0-9]))\.\w+ \2 \3"  # FOLD-CLIP-TAKE-TARGET.wav, fold, target
+AUDIO_MNIST_FILE = r"data/([0-9]+)/([0-9])_([0-9]+)_([0-9]+)\.wav"  # speaker, digit_speaker_number
+AUDIO_MNIST_N_SPEAKERS = 60
+ESC50_FILE = r"(([1-5])-[0-9]+-[A-Z]-([0-9]|[1-4][0-9]))\.\w+"  # FOLD-CLIP-TAKE-TARGET.wav
+
+MAX_SAMPLES = 10**8  # of a resampled recording: at 8 kHz three and a half hours
+MAX_NAMED = 10  # damaged recordings that an error names; it counts the others
 
 
 class Recordings(NamedTuple):
@@ -26,275 +34,426 @@ class Recordings(NamedTuple):
     clips: np.ndarray  # (n, n_points) float32
     labels: np.ndarray  # (n,) int64
     groups: np.ndarray  # (n,) int64: speaker of audio_mnist, fold of esc50
-    identity: str = ""  # hexadecimal SHA-256 of the bytes of the three
+    identity: str = ""  # see identity_of
 
 
-def load_recordings(config, dataset, folder):
-    """The Recordings of a Dataset's folder, memory-mapped; makes the cache where it is missing or
-    out of date.
+class Source(NamedTuple):
+    """The file of a recording as it was when it was listed, and what its dataset says of it."""
+
+    file: str  # relative to the dataset's folder
+    n_bytes: int
+    changed: int  # time of the last change, ns
+    label: int
+    group: int
+    sha256: str | None = None  # of the file's bytes, hexadecimal; None before they are read
+
+
+def load_recordings(dataset, folder, *, name, sample_rate, n_points):
+    """The Recordings of a Dataset's folder, memory-mapped; makes the cache where it must.
+
+    name: the dataset's, of its cache and in messages. sample_rate: Hz. n_points: samples per clip.
+    Where the folder has no recordings, an intact cache stands for them. Raises InputError where
+    there is neither, where a recording is damaged and where the cache cannot be written.
     """
-    name, sample_rate, n_points = (
-        getattr(config, key) for key in ("dataset_name", "resample_rate", "n_points")
-    )
-    cache = Path(
-        os.environ.get("DMEL_CACHE_DIR") or folder, f"{name}_{sample_rate}Hz_{n_points}.npy"
-    )
-    index = {
+    cache_folder = os.environ.get("DMEL_CACHE_DIR") or folder
+    cache = Path(cache_folder, f"{name}_{sample_rate}Hz_{n_points}.npy")
+    settings = {
         "sample_rate": sample_rate,
         "n_points": n_points,
         "fit": getattr(dataset.fit, "__name__", ""),
     }
-    index["rows"] = list_recordings(dataset, folder)
-    recordings = read_cache(cache, index)
-    if recordings is None and index["rows"]:
+    sources = list_recordings(dataset, folder)
+
+    recordings = read_cache(cache, settings, sources)
+    if recordings is None and sources:
         print(
-            f"{name}: preparing {cache}, or waiting for another process that does", file=sys.stderr
+            f"{name}: bringing {cache} up to date, or waiting for another process that does",
+            file=sys.stderr,
         )
-        try:
-            with filelock.FileLock(
-                cache.with_suffix(".lock")
-            ):  # freed when its process ends, whatever happens to it
-                if read_cache(cache, index) is None:  # another process may have made it
-                    write_cache(cache, index, prepare(index, dataset, folder))
-                recordings = read_cache(cache, index)
-        except (
-            OSError,
-            MemoryError,
-            NotImplementedError,
-        ) as error:  # the last where a file system knows no locks
-            raise InputError(
-                f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another one."
-            ) from None
+        recordings = make_cache(cache, settings, sources, dataset, folder)
     if recordings is None:
-        reason = f"no recordings in '{folder}', and no intact cache {cache}"
         raise InputError(
-            f"{name}: {reason}: run `sh download_data.sh`, or name another data folder."
+            f"{name}: no recordings in '{folder}', and no intact cache {cache}: "
+            "run `sh download_data.sh`, or name another data folder."
         )
-    if not index["rows"]:
+
+    if not sources:
         print(
             f"warning: {name}: no recordings in '{folder}': their clips come from {cache}",
             file=sys.stderr,
         )
-    if (n := len(recordings.clips)) < (dataset.n_recordings or 0):
+    n_recordings = len(recordings.clips)
+    if dataset.n_recordings is not None and n_recordings < dataset.n_recordings:
         print(
-            f"warning: {name}: {n} of {dataset.n_recordings} recordings are there ({folder})",
+            f"warning: {name}: {n_recordings} of {dataset.n_recordings} recordings are there "
+            f"({folder})",
             file=sys.stderr,
         )
     return recordings
 
 
+# Lists of recordings
+
+
 def list_recordings(dataset, folder):
-    """Rows [file, bytes, last change in ns, label, group] of a dataset's folder, none where it is
-    missing.
-    """
-    rows = []
+    """The Sources of a dataset's folder, in the order of the dataset; none where it is missing."""
+    sources = []
     try:
-        for file, label, group in (
-            dataset.list_files(folder) if (folder / dataset.place).exists() else ()
-        ):
-            status = os.stat(folder / file)
-            rows.append([file, status.st_size, status.st_mtime_ns, label, group])
+        if (folder / dataset.place).exists():
+            for file, label, group in dataset.list_files(folder):
+                status = os.stat(folder / file)
+                source = Source(file, status.st_size, status.st_mtime_ns, int(label), int(group))
+                sources.append(source)
     except OSError as error:
         raise InputError(
             f"{error.filename}: cannot be read ({error.strerror}): replace or remove it."
         ) from None
-    return rows
+    return sources
 
 
 def list_audio_mnist(folder):
-    """Rows [file, label, speaker] of data/<speaker>/<digit>_<speaker>_<repetition>.wav, by these
-    three numbers.
+    """Rows [file, digit, speaker] of a folder, sorted by speaker, digit and repetition.
+
+    Files are data/SPEAKER/DIGIT_SPEAKER_REPETITION.wav; others are left out with a warning.
     """
     data = folder / "data"
-    places = [place for place in os.listdir(data) if (data / place).is_dir()]
-    others = [
-        f"data/{name}"
-        for name in os.listdir(data)
-        if name not in places and name != "audioMNIST_meta.txt"
-    ]
-    files = {}
-    for file in sorted(
-        f"data/{place}/{name}" for place in places for name in os.listdir(data / place)
-    ):
-        if not (match := re.fullmatch(r"data/([0-9]+)/([0-9])_([0-9]+)_([0-9]+)\.wav", file)):
+    files = []
+    others = []
+    for name in os.listdir(data):
+        if (data / name).is_dir():
+            files.extend(f"data/{name}/{file}" for file in os.listdir(data / name))
+        elif name != "audioMNIST_meta.txt":
+            others.append(f"data/{name}")
+
+    rows = {}  # by speaker, digit and repetition
+    for file in sorted(files):
+        match = re.fullmatch(AUDIO_MNIST_FILE, file)
+        if match is None:
             others.append(file)
             continue
-        place, digit, speaker, repetition = map(int, match.groups())
-        if speaker != place or speaker not in range(1, 61) or (speaker, digit, repetition) in files:
+
+        folder_speaker, digit, speaker, repetition = map(int, match.groups())
+        key = (speaker, digit, repetition)
+        is_known = 1 <= speaker <= AUDIO_MNIST_N_SPEAKERS
+        if speaker != folder_speaker or not is_known or key in rows:
             raise InputError(
-                f"{folder / file}: is there twice, or not of its folder's speaker, 1 to 60: remove it."
+                f"{folder / file}: is there twice, or not of its folder's speaker, "
+                f"1 to {AUDIO_MNIST_N_SPEAKERS}: remove it."
             )
-        files[speaker, digit, repetition] = file
-    tell(
+        rows[key] = [file, digit, speaker]
+
+    warn_of(
         others,
         f"entries of {folder} are not data/SPEAKER/DIGIT_SPEAKER_REPETITION.wav, and are left out",
     )
-    return [[file, digit, speaker] for (speaker, digit, _), file in sorted(files.items())]
+    return [rows[key] for key in sorted(rows)]
 
 
 def list_esc50(folder):
-    """Rows [file, label, fold] of the recordings in meta/esc50.csv that are present, in its order."""
-    table, audio = folder / "meta" / "esc50.csv", folder / "audio"
-    rows = {}
+    """Rows [file, target, fold] of a folder, in the order of its meta/esc50.csv."""
+    table = folder / "meta" / "esc50.csv"
+    audio = folder / "audio"
     try:
-        if not table.is_file():
-            raise ValueError("it is a folder or a special file")
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            for entry in reader:
-                name, fold, target = entry["filename"], entry["fold"], entry["target"]
-                if (
-                    not (match := re.fullmatch(ESC50_ENTRY, f"{name} {fold} {target}"))
-                    or match[1] in rows
-                ):
-                    reason = (
-                        "is not FOLD-CLIP-TAKE-TARGET.wav of its fold and target, or is there twice"
-                    )
-                    raise ValueError(f"{name!r:.80} in line {reader.line_num} {reason}")
-                rows[match[1]] = [f"audio/{name}", int(target), int(fold)]
+        rows = read_esc50_table(table)
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        reason = f"cannot be used as a CSV with filename, fold and target ({error})"
-        raise InputError(f"{table}: {reason}: replace it by ESC-50's.") from None
-    named = {file for file, _, _ in rows.values()}
-    present = {f"audio/{name}" for name in os.listdir(audio)} if audio.exists() else set()
-    tell(named - present, f"files that {table} names are missing")
-    tell(present - named, f"entries of {folder} are not in {table}, and are left out")
-    return [row for row in rows.values() if row[0] in present]
+        raise InputError(
+            f"{table}: cannot be used as a CSV with filename, fold and target ({error}): "
+            "replace it by ESC-50's."
+        ) from None
+
+    named = {file for file, _, _ in rows}
+    present = set()
+    if audio.exists():
+        present = {f"audio/{name}" for name in os.listdir(audio)}
+    warn_of(named - present, f"files that {table} names are missing")
+    warn_of(present - named, f"entries of {folder} are not in {table}, and are left out")
+    return [row for row in rows if row[0] in present]
 
 
-def tell(files, what):
-    """Prints a warning that counts the files and shows the first one; hidden ones are passed over."""
-    files = sorted(file for file in files if "/." not in file)
-    if files:
-        print(f"warning: {len(files)} {what}: {files[0]!r} …", file=sys.stderr)
+def read_esc50_table(table):
+    """Rows [file, target, fold] of esc50.csv; ValueError where a name contradicts its columns."""
+    if not table.is_file():  # to open a pipe would wait for its writer
+        raise ValueError("it is not a regular file")
+
+    rows = {}  # by FOLD-CLIP-TAKE-TARGET
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="", strict=True)
+        for entry in reader:
+            name = entry["filename"]
+            fold = entry["fold"]
+            target = entry["target"]
+            match = re.fullmatch(ESC50_FILE, name)
+            if match is None or (fold, target) != (match[2], match[3]) or match[1] in rows:
+                raise ValueError(
+                    f"{name!r:.80} in line {reader.line_num} is not FOLD-CLIP-TAKE-TARGET.wav of "
+                    "its fold and target, or is there twice"
+                )
+            rows[match[1]] = [f"audio/{name}", int(target), int(fold)]
+    return list(rows.values())
 
 
-def read_recording(path, sample_rate):
-    """A recording as mono float32 samples at sample_rate (Hz), shape = (time,); InputError where it
-    is damaged.
+def warn_of(files, message):
+    """Prints a warning that counts the files and shows the first; hidden ones are passed over."""
+    visible = sorted(file for file in files if "/." not in file)
+    if visible:
+        print(f"warning: {len(visible)} {message}: {visible[0]!r} …", file=sys.stderr)
+
+
+# From a file to a clip
+
+
+def read_file(path):
+    """The bytes of a recording's file; ValueError, with the reason, where they cannot be read."""
+    if not os.path.isfile(path):  # to open a pipe would wait for its writer
+        raise ValueError("it is not a regular file")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+
+
+def decode(content, sample_rate):
+    """Mono samples at sample_rate (Hz) of the bytes of an audio file, shape = (time,) float32.
+
+    Channels are averaged, and soxr resamples at its quality HQ, which gives the samples of
+    librosa.load. Librosa itself is not used: to import it takes 2.5 s and 200 MiB, half a minute
+    where numba has no cache yet, and fails where numba can write none, neither beside the packages
+    nor at home.
+
+    The format is any that libsndfile reads. Raises ValueError, with the reason, for a WAV that is
+    cut off, and where there are no samples, too many, or some that are no numbers. Of other formats
+    that are cut off, such as Ogg and MP3, it gives what libsndfile reads.
     """
     import soundfile  # here, as soxr, for training does without
     import soxr
 
+    if wav_is_cut_off(content):
+        raise ValueError("it is a WAV that is cut off")
     try:
-        if not os.path.isfile(path):  # to open a pipe would wait for its writer
-            raise ValueError("it is a folder or a special file")
-        content = Path(path).read_bytes()
-        with soundfile.SoundFile(path) as file:
-            samples, recorded_rate = (
-                file.read(dtype="float32", always_2d=True),
-                file.samplerate,
-            )  # (time, channels)
-            counted = (
-                file.format != "MP3" or b"Xing" in content or b"Info" in content
-            )  # and not estimated
-            cut_short = is_cut_short(content) or (counted and len(samples) < file.frames)
-        mono = samples.mean(axis=1)
-        n_resampled = int(
-            np.ceil(len(mono) * (sample_rate / recorded_rate))
-        )  # as librosa.resample rounds
-        if cut_short or not 0 < n_resampled <= 10**8 or not np.isfinite(mono).all():
-            raise ValueError("it is cut short, empty, too long or has samples that are not numbers")
-    except (
-        soundfile.SoundFileError,
-        OSError,
-        MemoryError,
-        ValueError,
-    ) as error:  # MemoryError by a false length
-        raise InputError(
-            f"{path}: cannot be read as audio ({error}): replace or remove it."
-        ) from None
-    return pad_at_end(soxr.resample(mono, recorded_rate, sample_rate, quality="HQ"), n_resampled)
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            recorded_rate = file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)  # (time, channels)
+    except soundfile.SoundFileError:  # threads get each other's messages, so here is none
+        raise ValueError("libsndfile cannot read it") from None
+    except MemoryError:
+        raise ValueError("its header promises more than fits into memory") from None
+
+    mono = samples.mean(axis=1)
+    n_resampled = int(np.ceil(len(mono) * (sample_rate / recorded_rate)))  # as librosa rounds it
+    if n_resampled == 0:
+        raise ValueError("it is empty")
+    if n_resampled > MAX_SAMPLES:
+        raise ValueError("it is too long")
+    if not np.isfinite(mono).all():
+        raise ValueError("it has samples that are not numbers")
+
+    resampled = soxr.resample(mono, recorded_rate, sample_rate, quality="HQ")
+    return pad_at_end(resampled, n_resampled)
 
 
-def is_cut_short(content):
-    """Whether a file is shorter than its header says, or an Ogg lacks its last page: libsndfile
-    reads what is there.
-    """
-    end, flags = 0, 4
-    while (header := content[end : end + 27].ljust(27, b"\0")).startswith(
-        b"OggS"
-    ):  # pages: RFC 3533, section 6
-        flags, n_segments = header[5], header[26]
-        end += 27 + n_segments + sum(content[end + 27 : end + 27 + n_segments])
-    if content[:4] in (b"RIFF", b"RIFX", b"FORM", b"RF64", b"BW64"):
-        size = content[4:8] if content[2:4] != b"64" else content[20:28]
-        n_bytes = int.from_bytes(size, "big" if content[:4] in (b"RIFX", b"FORM") else "little")
-        end = (
-            8 + n_bytes if n_bytes not in (2**32 - 1, 2**64 - 1) else 0
-        )  # who streams does not know the length
-    return end > len(content) or not flags & 4
+def wav_is_cut_off(content):
+    """Whether these are the bytes of a WAV that is shorter than its header says."""
+    if content[:4] != b"RIFF":
+        return False
+    n_bytes = int.from_bytes(content[4:8], "little")  # behind these eight
+    is_stream = n_bytes == 2**32 - 1  # who wrote it did not know the length
+    return 8 + n_bytes > len(content) and not is_stream
 
 
 def pad_around(clip, n_points):
     """Zeros before the clip, then zeros after it or a cut, to exactly n_points samples."""
-    return pad_at_end(np.pad(clip, (max(0, 1 + (n_points - len(clip)) // 2), 0)), n_points)
+    n_before = max(0, 1 + (n_points - len(clip)) // 2)
+    return pad_at_end(np.pad(clip, (n_before, 0)), n_points)
 
 
 def pad_at_end(clip, n_points):
     """Zeros after the clip or a cut, to exactly n_points samples."""
-    return np.pad(clip[:n_points], (0, max(0, n_points - len(clip))))
+    n_after = max(0, n_points - len(clip))
+    return np.pad(clip[:n_points], (0, n_after))
 
 
-def read_cache(cache, index):
-    """The Recordings in a cache file; None where it is missing or damaged, or made from other rows
-    than the index's.
+# The cache
+
+
+def read_cache(cache, settings, sources):
+    """The Recordings in a cache; None where it is missing, damaged, or of something else.
+
+    settings: what the clips depend on beside the sources. sources: what list_recordings gave; where
+    that is nothing, the cache's own.
+    """
+    index = read_index(cache, settings)
+    if index is None:
+        return None
+    cached_sources, clips_sha256 = index
+    if sources and sources != [source._replace(sha256=None) for source in cached_sources]:
+        return None
+
+    try:
+        clips = np.asarray(np.load(cache, mmap_mode="r"))  # Ray's store shares plain arrays only
+    except (OSError, ValueError, EOFError):
+        return None
+    shape = (len(cached_sources), settings["n_points"])
+    if clips.shape != shape or clips.dtype != np.dtype("<f4"):
+        return None
+    if hashlib.sha256(clips).hexdigest() != clips_sha256:
+        return None
+
+    labels = np.array([source.label for source in cached_sources], np.int64)
+    groups = np.array([source.group for source in cached_sources], np.int64)
+    return Recordings(clips, labels, groups, identity_of(cached_sources))
+
+
+def read_index(cache, settings):
+    """The Sources of a cache and the SHA-256 of its clips, out of its index.
+
+    None where the index is missing, damaged, of an earlier layout or of other settings.
     """
     try:
-        stored = json.loads(cache.with_suffix(".json").read_text())
-        rows = index["rows"] or stored["rows"]
-        recordings = with_labels(np.asarray(np.load(cache, mmap_mode="r")), rows)
-    except (OSError, ValueError, EOFError, LookupError, TypeError, OverflowError):
+        index = json.loads(cache.with_suffix(".json").read_text())
+        sources = [Source(*values) for values in index["sources"]]
+        clips_sha256 = index["clips_sha256"]
+        if index["settings"] != settings or index["identity"] != identity_of(sources):
+            return None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    right = recordings.clips.shape == (
-        len(rows),
-        index["n_points"],
-    ) and recordings.clips.dtype == np.dtype("<f4")
-    return (
-        recordings
-        if right and stored == index | {"rows": rows, "identity": recordings.identity}
-        else None
-    )
+    return sources, clips_sha256
 
 
-def write_cache(cache, index, clips):
-    """Writes clips in the order of the index's rows, then the index, as .json, without which they
-    do not count.
+def identity_of(sources):
+    """SHA-256, hexadecimal, of recordings: of their bytes, labels and groups, in this order."""
+    return digest([[source.sha256, source.label, source.group] for source in sources])
+
+
+def make_cache(cache, settings, sources, dataset, folder):
+    """Makes a cache, or finds that another process has made it, and returns its Recordings.
+
+    Where files were only touched or renamed, their clips stay, and the index alone is written.
     """
-    for left in cache.parent.glob(f"{cache.stem}.*.tmp"):
-        left.unlink()  # of a process that was killed
-    with whole_file(cache) as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(clips))
-        file.write(clips)  # and not np.save, which does not say that a disk is full
-    identity = with_labels(clips, index["rows"]).identity
-    with whole_file(cache.with_suffix(".json")) as file:
-        file.write(json.dumps(index | {"identity": identity}).encode())
+    try:
+        lock_path = cache.with_suffix(".lock")
+        with lock(lock_path, "set DMEL_CACHE_DIR to a folder where files can be locked"):
+            recordings = read_cache(cache, settings, sources)  # made while this process waited
+            if recordings is None and update_index(cache, settings, sources, folder):
+                recordings = read_cache(cache, settings, sources)
+            if recordings is None:
+                prepare_cache(cache, settings, sources, dataset, folder)
+                recordings = read_cache(cache, settings, sources)
+    except (OSError, MemoryError) as error:
+        raise InputError(
+            f"cannot write the cache {cache} ({error}): set DMEL_CACHE_DIR to another folder."
+        ) from None
+    return recordings
 
 
-def with_labels(clips, rows):
-    """The Recordings of clips and of the labels and groups in their rows of an index."""
-    labels_and_groups = np.array([row[3:] for row in rows], np.int64).T.copy()
-    digest = hashlib.sha256(clips)
-    digest.update(labels_and_groups)
-    return Recordings(clips, *labels_and_groups, digest.hexdigest())
+def update_index(cache, settings, sources, folder):
+    """Whether the cached clips are those of the sources, by their bytes; the index then says so.
 
-
-def prepare(index, dataset, folder):
-    """The recordings of an index, read, resampled and fitted several at a time: shape = (n,
-    n_points) float32.
+    A file whose name, size and time of last change are those in the index is not read.
     """
-    files, n_points = [row[0] for row in index["rows"]], index["n_points"]
-    clips, short = np.empty((len(files), n_points), np.float32), []
+    index = read_index(cache, settings)
+    if index is None:
+        return False
+    cached_sources, clips_sha256 = index
 
-    def prepare_clip(file, clip):
-        samples = read_recording(folder / file, index["sample_rate"])
+    # What can be seen without reading: the same sizes, labels and groups, in the same order.
+    outline = [(source.n_bytes, source.label, source.group) for source in sources]
+    cached_outline = [(source.n_bytes, source.label, source.group) for source in cached_sources]
+    if outline != cached_outline:
+        return False
+
+    def hash_source(source, cached):
+        if source == cached._replace(sha256=None):
+            return cached
+        content = read_file(folder / source.file)
+        return source._replace(sha256=hashlib.sha256(content).hexdigest())
+
+    try:
+        hashed_sources = in_threads(hash_source, sources, cached_sources)
+    except ValueError:
+        return False  # prepare will name the damaged ones
+    if identity_of(hashed_sources) != identity_of(cached_sources):
+        return False
+    write_index(cache, settings, hashed_sources, clips_sha256)
+    return True
+
+
+def prepare_cache(cache, settings, sources, dataset, folder):
+    """Makes a cache from the recordings; their clips leave memory before they are read from it."""
+    clips, hashed_sources = prepare(settings, sources, dataset, folder)
+    write_cache(cache, settings, hashed_sources, clips)
+
+
+def prepare(settings, sources, dataset, folder):
+    """Reads, resamples and fits recordings, several at a time.
+
+    Returns their clips, shape = (n, n_points) float32, and the sources with the hashes of what was
+    read. Raises InputError that names the damaged ones.
+    """
+    sample_rate = settings["sample_rate"]
+    n_points = settings["n_points"]
+    clips = np.empty((len(sources), n_points), np.float32)
+    short = []
+    damages = {}  # by file
+
+    def prepare_clip(source, clip):
+        try:
+            content = read_file(folder / source.file)
+            samples = decode(content, sample_rate)
+        except ValueError as error:
+            damages[source.file] = error
+            return source
+
         if dataset.fit is pad_at_end and len(samples) < n_points:  # such clips have one length
-            short.append(file)
+            short.append(source.file)
         clip[:] = dataset.fit(samples, n_points)
+        return source._replace(sha256=hashlib.sha256(content).hexdigest())
 
-    thread_map(prepare_clip, files, clips, max_workers=os.cpu_count(), unit="clip")
-    tell(
-        short,
-        f"recordings are shorter than {n_points / index['sample_rate']:g} s, and zeros follow them",
+    hashed_sources = in_threads(prepare_clip, sources, clips)
+    if damages:
+        raise InputError(describe_damages(damages, len(sources), folder))
+    warn_of(
+        short, f"recordings are shorter than {n_points / sample_rate:g} s, and zeros follow them"
     )
-    return clips
+    return clips, hashed_sources
+
+
+def describe_damages(damages, n_recordings, folder):
+    """A sentence that names damaged recordings with their reasons, up to a number, then counts."""
+    named = [f"{file} ({damages[file]})" for file in sorted(damages)[:MAX_NAMED]]
+    if len(damages) > MAX_NAMED:
+        named.append(f"and {len(damages) - MAX_NAMED} more")
+    return (
+        f"{len(damages)} of {n_recordings} recordings in {folder} cannot be used: "
+        f"replace or remove {', '.join(named)}."
+    )
+
+
+def in_threads(function, *arguments):
+    """What a function gives for each clip, a list; as many threads as this process has CPUs."""
+    import joblib  # here, as training does without; it knows the CPUs of a container or batch job
+
+    return thread_map(function, *arguments, max_workers=joblib.cpu_count(), unit="clip")
+
+
+def write_cache(cache, settings, sources, clips):
+    """Writes clips, in the order of their sources, then the index, without which none counts."""
+    for leftover in cache.parent.glob(f"{cache.stem}.*.tmp"):
+        leftover.unlink()  # of a process that was killed
+
+    with whole_file(cache) as file:  # and not np.save, which does not say that a disk is full
+        header = np.lib.format.header_data_from_array_1_0(clips)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(clips)
+    write_index(cache, settings, sources, hashlib.sha256(clips).hexdigest())
+
+
+def write_index(cache, settings, sources, clips_sha256):
+    """Writes the index of a cache: what its clips were made from, and their own SHA-256."""
+    index = {
+        "settings": settings,
+        "identity": identity_of(sources),
+        "clips_sha256": clips_sha256,
+        "sources": sources,
+    }
+    with whole_file(cache.with_suffix(".json")) as file:
+        file.write(json.dumps(index).encode())

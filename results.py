@@ -25,7 +25,7 @@ import filelock
 import pydantic
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
-from config import InputError, digest, first_line, parse, whole_file
+from config import InputError, digest, first_line, lock, parse, whole_file
 
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
 SCRIPTS = ("dmel.py", "models.py", "train.py", "datasets.py", "recordings.py")  # make the numbers
@@ -137,9 +137,11 @@ class Experiment:
         """
         if not self.storage.is_local:
             return contextlib.nullcontext()
-        lock = filelock.FileLock(f"{self.storage.root}/.{self.name}.lock")
+        path = f"{self.storage.root}/.{self.name}.lock"
         try:  # freed when its process ends, in any way
-            held = lock.acquire(timeout=0)
+            held = lock(
+                path, "set RAY_RESULTS_DIR to a folder where files can be locked", timeout=0
+            )
         except filelock.Timeout:
             raise InputError(
                 f"{self.address} is in use: wait for the main.py or predict_test.py there."

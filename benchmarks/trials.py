@@ -19,7 +19,7 @@ import search_spaces
 from benchmarks.measure import first_config, recordings_of
 from config import read_search_space
 from datasets import DATASETS
-from recordings import write_cache
+from recordings import Source, write_cache
 from results import Experiment
 
 
@@ -112,10 +112,9 @@ def complete_data(name, args, folder):
     config = first_config(read_search_space(name, 1))
     recordings = recordings_of(config, args)
     if recordings is not None:
-        rows = [
-            ["", 0, 0, *row]
-            for row in zip(recordings.labels.tolist(), recordings.groups.tolist(), strict=True)
-        ]
+        sources = []
+        for label, group in zip(recordings.labels, recordings.groups, strict=True):
+            sources.append(Source("", 0, 0, int(label), int(group), sha256=""))
         name, sample_rate, n_points = (
             config.dataset_name,
             config.resample_rate,
@@ -123,13 +122,12 @@ def complete_data(name, args, folder):
         )
         cache = folder / name / f"{name}_{sample_rate}Hz_{n_points}.npy"
         cache.parent.mkdir(parents=True)
-        index = {
+        settings = {
             "sample_rate": sample_rate,
             "n_points": n_points,
             "fit": DATASETS[name].fit.__name__,
-            "rows": rows,
         }
-        write_cache(cache, index, recordings.clips)
+        write_cache(cache, settings, sources, recordings.clips)
     return folder
 
 

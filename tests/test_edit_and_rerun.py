@@ -100,6 +100,7 @@ def test_every_edit_trains_what_is_new_and_undoing_it_brings_every_number_back(e
 
 
 def test_runs_and_epochs_are_added(experiment):
+    experiment.train()
     second_run = experiment.train(NUM_SAMPLES=2)
     assert second_run.startswith("8 trials: 4 finished, 4 to train (seed 1 is new)")
     assert experiment.train(NUM_SAMPLES=1).startswith("8 trials: 8 finished")

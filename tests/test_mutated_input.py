@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import InputError
-from recordings import list_esc50, read_recording
+from recordings import decode, list_esc50
 
 TABLE = ["filename,fold,target,category"]
 TABLE += [f'{i % 5 + 1}-{100 + i}-A-{4 * i}.wav,{i % 5 + 1},{4 * i},"a, b"' for i in range(12)]
@@ -65,19 +65,18 @@ def test_damaged_tables_give_the_same_or_less_and_say_so(esc50, content):
 
 
 @pytest.mark.parametrize("kind", ["WAV", "RF64", "OGG", "FLAC", "MP3", "AIFF"])
-def test_damaged_recordings_are_read_or_refused(kind, tmp_path):
-    path = tmp_path / f"recording.{kind.lower()}"
-    soundfile.write(path, np.sin(np.arange(2000) * 0.1), 8000, format=kind)
+def test_damaged_recordings_are_read_or_refused(kind):
+    recording = io.BytesIO()
+    soundfile.write(recording, np.sin(np.arange(2000) * 0.1), 8000, format=kind)
     refusals = []
 
     @some
-    @given(content=damaged(path.read_bytes()))
+    @given(content=damaged(recording.getvalue()))
     def check(content):
-        path.write_bytes(content)
         try:
-            clip = read_recording(path, 8000)
-        except InputError as error:
-            assert str(path) in str(error) and len(str(error).splitlines()) == 1
+            clip = decode(content, 8000)
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1
             refusals.append(error)
         else:
             assert clip.ndim == 1 and len(clip) > 0 and np.isfinite(clip).all()

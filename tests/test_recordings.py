@@ -1,6 +1,8 @@
 """Recordings: lists, reading and padding, whatever lies in a dataset's folder."""
 
+import io
 import os
+from types import SimpleNamespace
 
 import librosa
 import numpy as np
@@ -10,7 +12,7 @@ from conftest import write_audio_mnist, write_esc50
 
 import datasets
 from config import InputError
-from recordings import list_esc50, pad_around, pad_at_end, read_recording
+from recordings import decode, list_esc50, pad_around, pad_at_end
 
 SAMPLES = {"audio_mnist": 8000, "esc50": 40000}
 CACHE = "audio_mnist_8000Hz_8000.npy"
@@ -18,10 +20,12 @@ CLIP = "data/12/7_12_1.wav"
 
 
 def load(name, data_dir, sample_rate=8000):
-    n_points = SAMPLES[name] * sample_rate // 8000
-    return datasets.recordings_of(
-        {"dataset_name": name, "resample_rate": sample_rate, "n_points": n_points}, data_dir
+    config = SimpleNamespace(
+        dataset_name=name,
+        resample_rate=sample_rate,
+        n_points=SAMPLES[name] * sample_rate // 8000,
     )
+    return datasets.recordings_of(config, data_dir)
 
 
 def refused(function, *args, match):
@@ -60,98 +64,135 @@ def test_padding_sample_by_sample(n_samples, left):
         ("MP3", "MPEG_LAYER_III", 1, 44100, 0.1),
     ],
 )
-def test_a_tone_in_any_file(container, subtype, channels, rate, tolerance, tmp_path):
-    path = tmp_path / "tone"
+def test_a_tone_in_any_format(container, subtype, channels, rate, tolerance):
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-    soundfile.write(
-        path,
-        np.stack([tone, *[0 * tone] * (channels - 1)], axis=1),
-        rate,
-        subtype,
-        format=container,
-    )
-    clip = read_recording(path, 8000)
+    samples = np.zeros((rate, channels))
+    samples[:, 0] = tone
+    content = encoded(samples, rate, subtype, container)
+
+    clip = decode(content, 8000)
     assert clip.dtype == np.float32 and len(clip) == 8000
     expected = 0.5 / channels * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
     np.testing.assert_allclose(clip[100:-100], expected[100:-100], rtol=0, atol=tolerance)
-    content = path.read_bytes()
-    for n_cut in (1, 100, len(content) // 2, len(content) - 50, len(content)):
-        path.write_bytes(content[: len(content) - n_cut])
-        refused(read_recording, path, 8000, match="replace or remove it")
 
 
+@pytest.mark.parametrize("container", ["WAV", "WAVEX", "FLAC", "AIFF", "OGG", "MP3"])
+def test_a_wav_that_is_cut_off_is_refused_and_of_others_what_is_there_is_read(container):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
+    content = encoded(noise, 8000, container=container)
+    for n_cut in (1, 100, len(content) // 2, len(content) - 50):
+        cut = content[:-n_cut]
+        if container in ("WAV", "WAVEX"):
+            with pytest.raises(ValueError, match="it is a WAV that is cut off"):
+                decode(cut, 8000)
+        else:
+            try:
+                assert 0 < len(decode(cut, 8000)) <= 8000
+            except ValueError as error:
+                assert str(error) in ("libsndfile cannot read it", "it is empty")
+
+
+def encoded(samples, rate, subtype=None, container="WAV"):
+    """The bytes of an audio file."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, subtype, format=container)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("rate", [8000, 16000, 44100, 1000003])
-def test_samples_are_those_of_librosa(rate, tmp_path):
+def test_samples_are_those_of_librosa(rate, channels):
     for n_samples in (1, 2, 31234):
-        samples = np.random.default_rng(0).uniform(-1, 1, n_samples).astype(np.float32)
-        soundfile.write(tmp_path / "noise.wav", samples, rate, "FLOAT")
-        clip = read_recording(tmp_path / "noise.wav", 8000)
-        assert np.array_equal(
-            clip, librosa.resample(samples, orig_sr=rate, target_sr=8000, res_type="soxr_hq")
-        )
+        samples = np.random.default_rng(0).uniform(-1, 1, (n_samples, channels))
+        content = encoded(samples, rate, "FLOAT")
+        expected, _ = librosa.load(io.BytesIO(content), sr=8000, mono=True)
+        assert np.array_equal(decode(content, 8000), expected)
 
 
-def test_silence_streams_and_estimated_lengths_are_read(tmp_path):
-    path = tmp_path / "recording.wav"
-    soundfile.write(path, np.zeros(500), 8000)
-    content = bytearray(path.read_bytes())
-    content[4:8] = content[40:44] = b"\xff" * 4  # who streams does not know the length
-    path.write_bytes(content)
-    assert read_recording(path, 8000).tolist() == [0.0] * 500
-    quiet_first = np.random.default_rng(0).uniform(-0.1, 0.1, 44100 * 4) * (
-        np.arange(44100 * 4) > 44100 * 2
-    )
-    soundfile.write(
-        path, quiet_first, 44100, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5
-    )
-    content = path.read_bytes()
-    path.write_bytes(
-        content[content.index(b"\xff\xfb", 4) :]
-    )  # without its first frame, which tells the length
-    assert len(read_recording(path, 8000)) == pytest.approx(32000, rel=0.02)
-
-
-def test_ogg_without_its_last_page_is_cut_short(tmp_path):
-    path = tmp_path / "recording.ogg"
-    soundfile.write(
-        path, np.random.default_rng(0).uniform(-0.5, 0.5, 48000 * 5), 48000, "OPUS", format="OGG"
-    )
-    content = path.read_bytes()
-    path.write_bytes(content[: content.rindex(b"OggS")])
-    assert len(soundfile.read(path)[0]) > 48000  # libsndfile reads what is there
-    refused(read_recording, path, 8000, match="is cut short")
-    path.write_bytes(content + b"TAG of some program")
-    assert len(read_recording(path, 8000)) == pytest.approx(40000, abs=10)
+def test_a_stream_that_does_not_know_its_length_is_read():
+    content = bytearray(encoded(np.zeros(500), 8000))
+    content[4:8] = content[40:44] = b"\xff" * 4
+    assert decode(bytes(content), 8000).tolist() == [0.0] * 500
 
 
 def with_endless_header(path):
-    soundfile.write(path, np.zeros(500), 8000, format="FLAC")
-    content = bytearray(path.read_bytes())
+    content = bytearray(encoded(np.zeros(500), 8000, container="FLAC"))
     content[21] |= 15
     content[22:26] = b"\xff" * 4
     path.write_bytes(content)
 
 
-DAMAGES = {
-    "text": lambda path: path.write_text("not audio"),
-    "no samples": lambda path: soundfile.write(path, np.zeros(0), 8000),
-    "one infinite": lambda path: soundfile.write(
-        path, np.array([0, 1e300, 0]), 8000, subtype="DOUBLE"
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+DAMAGES = {  # how, and the reason that the error gives
+    "empty": (lambda path: path.write_bytes(b""), "libsndfile cannot read it"),
+    "text": (lambda path: path.write_text("not audio"), "libsndfile cannot read it"),
+    "cut off": (cut_off, "it is a WAV that is cut off"),
+    "no samples": (lambda path: path.write_bytes(encoded(np.zeros(0), 8000)), "it is empty"),
+    "one infinite": (
+        lambda path: path.write_bytes(encoded(np.array([0, 1e300, 0]), 8000, "DOUBLE")),
+        "it has samples that are not numbers",
     ),
-    "of 69 billion samples by its header": with_endless_header,
-    "of a day by its rate": lambda path: soundfile.write(path, np.zeros(100000), 1),
-    "folder": lambda path: (path.unlink(), path.mkdir()),
-    "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
-    "link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "of 69 billion samples by its header": (
+        with_endless_header,
+        "its header promises more than fits into memory|libsndfile cannot read it",
+    ),
+    "of a day by its rate": (
+        lambda path: path.write_bytes(encoded(np.zeros(100000), 1)),
+        "it is too long",
+    ),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "it is not a regular file"),
+    "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "it is not a regular file"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_recordings_are_named_and_leave_no_cache(damage, tmp_path):
     folder = write_audio_mnist(tmp_path / "audio_mnist")
-    DAMAGES[damage](folder / CLIP)
-    refused(load, "audio_mnist", tmp_path, match=r"7_12_1\.wav: .*replace or remove it\.$")
+    change, reason = DAMAGES[damage]
+    change(folder / CLIP)
+    refused(
+        load,
+        "audio_mnist",
+        tmp_path,
+        match=rf"^1 of 6 recordings in {folder} cannot be used: "
+        rf"replace or remove {CLIP} \(({reason})\)\.$",
+    )
     assert left_in(folder) == []
+
+
+def test_damaged_recordings_are_named_all_at_once(tmp_path):
+    folder = write_audio_mnist(tmp_path / "audio_mnist", ["1", "2", "3"], repetitions=10)
+    (folder / "data/1/7_1_4.wav").write_text("not audio")
+    cut_off(folder / "data/2/7_2_0.wav")
+    (folder / "data/3/7_3_9.wav").write_bytes(encoded(np.zeros(0), 8000))
+    refused(
+        load,
+        "audio_mnist",
+        tmp_path,
+        match=rf"^3 of 30 recordings in {folder} cannot be used: replace or remove "
+        r"data/1/7_1_4\.wav \(libsndfile cannot read it\), "
+        r"data/2/7_2_0\.wav \(it is a WAV that is cut off\), "
+        r"data/3/7_3_9\.wav \(it is empty\)\.$",
+    )
+
+    for repetition in range(10):
+        (folder / f"data/1/7_1_{repetition}.wav").write_text("not audio")
+    refused(
+        load,
+        "audio_mnist",
+        tmp_path,
+        match=r"^12 of 30 recordings .* data/1/7_1_9\.wav \([\w ]*\), and 2 more\.$",
+    )
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    folder = write_audio_mnist(tmp_path / "audio_mnist")
+    (folder / CLIP).unlink()
+    (folder / CLIP).symlink_to("nowhere")
+    refused(load, "audio_mnist", tmp_path, match=r"7_12_1\.wav: .*replace or remove it\.$")
 
 
 def test_audio_mnist_is_resampled_padded_and_ordered(tmp_path, capsys):
@@ -217,6 +258,7 @@ def test_esc50_by_either_folder_and_with_missing_files(tmp_path, capsys):
         "1 recordings are shorter than 5 s, and zeros follow them: 'audio/2-101-A-1.wav'"
         in capsys.readouterr().err
     )
+
     (folder / "audio" / "2-101-A-1.wav").rename(folder / "audio" / "other.wav")
     assert load("esc50", tmp_path).labels.tolist() == [0, 2]
     error = capsys.readouterr().err
@@ -224,12 +266,29 @@ def test_esc50_by_either_folder_and_with_missing_files(tmp_path, capsys):
     assert "1 entries of" in error and "are left out: 'audio/other.wav'" in error
 
 
+def test_an_ogg_that_is_cut_off_is_read_as_far_as_it_goes_and_counted(tmp_path, capsys):
+    folder = write_esc50(tmp_path / "esc50")
+    table = folder / "meta" / "esc50.csv"
+    table.write_text(table.read_text().replace("2-101-A-1.wav", "2-101-A-1.ogg"))
+    (folder / "audio" / "2-101-A-1.wav").unlink()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 5)
+    content = encoded(noise, 44100, "VORBIS", "OGG")
+    (folder / "audio" / "2-101-A-1.ogg").write_bytes(content[: len(content) // 2])
+
+    clip = load("esc50", tmp_path).clips[1]
+    assert clip[:8000].any() and not clip[32000:].any()
+    message = "1 recordings are shorter than 5 s, and zeros follow them: 'audio/2-101-A-1.ogg'"
+    assert message in capsys.readouterr().err
+
+
 def test_tables_of_esc50_that_are_written_differently(tmp_path):
     for place in ("meta", "audio"):
         (tmp_path / place).mkdir()
     (tmp_path / "audio" / "2-101-A-1.flac").touch()
-    table = b'\xef\xbb\xbf"take","target","filename","fold"\r\n\r\n"a, b","1","2-101-A-1.flac","2"\r\n\r\n'
-    (tmp_path / "meta" / "esc50.csv").write_bytes(table)
+    header = b'\xef\xbb\xbf"take","target","filename","fold"\r\n\r\n'
+    (tmp_path / "meta" / "esc50.csv").write_bytes(
+        header + b'"a, b","1","2-101-A-1.flac","2"\r\n\r\n'
+    )
     assert list_esc50(tmp_path) == [["audio/2-101-A-1.flac", 1, 2]]
 
 
@@ -262,7 +321,7 @@ def test_tables_of_esc50_that_contradict_themselves(kind, tmp_path):
 def test_table_that_is_a_pipe_is_not_opened(tmp_path):
     (tmp_path / "meta").mkdir()
     os.mkfifo(tmp_path / "meta" / "esc50.csv")
-    refused(list_esc50, tmp_path, match="a folder or a special file")
+    refused(list_esc50, tmp_path, match="it is not a regular file")
 
 
 def test_a_folder_that_is_not_there_is_not_another_one(tmp_path, monkeypatch):
@@ -271,3 +330,17 @@ def test_a_folder_that_is_not_there_is_not_another_one(tmp_path, monkeypatch):
     )
     assert datasets.find_folder("birds", tmp_path) == tmp_path / "birds"
     assert datasets.find_folder("esc50", write_esc50(tmp_path / "ESC-50")) == tmp_path / "ESC-50"
+
+
+def test_an_archive_that_was_unpacked_one_level_too_deep(tmp_path):
+    archives = {
+        "audio_mnist": write_audio_mnist(tmp_path / "audio_mnist" / "AudioMNIST-master"),
+        "esc50": write_esc50(tmp_path / "esc50" / "ESC-50-master"),
+    }
+    for name, archive in archives.items():
+        assert datasets.find_folder(name, tmp_path) == archive
+        assert len(load(name, tmp_path).clips) > 0
+
+    write_esc50(tmp_path / "esc50" / "ESC-50-copy")  # which of the two is meant?
+    assert datasets.find_folder("esc50", tmp_path) == tmp_path / "esc50"
+    refused(load, "esc50", tmp_path, match="no recordings in")
