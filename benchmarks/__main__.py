@@ -100,9 +100,8 @@ def measure():
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device=cuda: there is no CUDA device here.")
     command = ["-m", "benchmarks", *sys.argv[1:]]
-    if (
-        not MEMORY.items() <= os.environ.items()
-    ):  # it holds from the start of a process: all ways are measured so
+    if not MEMORY.items() <= os.environ.items():
+        # It holds from the start of a process: all ways are measured so.
         os.execve(
             sys.executable,
             [sys.executable, *command],
@@ -113,7 +112,8 @@ def measure():
     for name in [*args.section, *args.sections] or ["layer", "memory", "epoch"]:
         title = SECTIONS[name].__doc__
         rows = list(SECTIONS[name](args))
-        print(f"{title}\n\n{markdown_table(rows[0], map(dict.values, rows), text)}\n", flush=True)
+        cells = [[text(value) for value in row.values()] for row in rows]
+        print(f"{title}\n\n{markdown_table(list(rows[0]), cells)}\n", flush=True)
         report["sections"][name] = {"title": title, "rows": rows}
         if args.output:
             with whole_file(args.output) as file:

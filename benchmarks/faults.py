@@ -1,5 +1,6 @@
-"""The section that disturbs runs of main.py at random moments and compares what they leave with an
-undisturbed one.
+"""The section that disturbs runs of main.py at random moments.
+
+What they leave is compared with an undisturbed one.
 """
 
 import collections
@@ -7,6 +8,7 @@ import contextlib
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,50 +23,70 @@ from tqdm import tqdm
 ROOT = Path(__file__).parent.parent
 NAME = "time_frequency"
 FLAGS = [f"--name={NAME}", "--max_epochs=8", "--save_seconds=0.5", "--max_failures=1"]
-OF_THE_MOMENT = ["logdir", "time_this_iter_s", "time_total_s"]
-DISK_BYTES = 2**23  # a run's results and Ray's logs of its starts take some MB
+OF_THE_MOMENT = [
+    "logdir",
+    "time_this_iter_s",
+    "time_total_s",
+    "config/max_epochs",  # of the last start that trained it
+]
+DISK_BYTES = 2**24  # a run's results and Ray's logs of its starts take some MB
 LONGEST_SECONDS = 20  # from the start of a run to a fault: most runs end about then
 PATIENCE_SECONDS = 400  # for a run to end after a fault
 
 
 def faults(args):
-    """Faults at random moments of a run, each followed by the same command; lost: runs whose final
-    numbers differ
-    """
-    draw, times, lost = random.Random(args.seed), collections.Counter(), collections.Counter()
-    seconds, begin = 60 * (args.minutes if not args.tiny else 0.5), time.monotonic()
+    """Faults at random moments, each followed by the same command; lost: other final numbers"""
+    draw = random.Random(args.seed)
+    times = collections.Counter()
+    lost = collections.Counter()
+    seconds = 60 * args.minutes
+    if args.tiny:
+        seconds = 30
+    begin = time.monotonic()
+
     with tempfile.TemporaryDirectory() as folder, tqdm(unit="fault", desc="faults") as progress:
         undisturbed = Path(folder, "undisturbed")
         start(undisturbed).wait()
         expected = numbers_of(undisturbed)
+
         while time.monotonic() - begin < seconds:
             with small_disk(Path(folder, "disturbed")) as results:
                 suffered = []
-                while not KINDS[kind := draw.choice(WEIGHTED)](
-                    draw.uniform(0, LONGEST_SECONDS), results
-                ):
+                while True:
+                    kind = draw.choice(WEIGHTED)
+                    is_finished = KINDS[kind](draw.uniform(0, LONGEST_SECONDS), results)
+                    if is_finished:
+                        break
                     suffered.append(kind)
                     progress.update()
                 times.update(suffered)
                 if not numbers_of(results).equals(expected):
                     lost.update(set(suffered))
-    for kind in (*KINDS, "all"):
-        n_times, n_lost = (
-            count.total() if kind == "all" else count[kind] for count in (times, lost)
-        )
-        yield {"fault": kind, "times": n_times, "lost": n_lost}
+
+    for kind in KINDS:
+        yield {"fault": kind, "times": times[kind], "lost": lost[kind]}
+    yield {"fault": "all", "times": times.total(), "lost": lost.total()}
 
 
-def start(results, *flags, limit=None):
+def start(results, *flags, limit=None, scripts=ROOT):
     """main.py in a process of its own; limit: bytes that a file may have."""
-    command = [sys.executable, ROOT / "main.py", *FLAGS, f"--ray_root_dir={results}", *flags]
-    limits = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, preexec_fn=limits, start_new_session=True, **quiet)
+    command = [sys.executable, scripts / "main.py", *FLAGS, f"--ray_root_dir={results}", *flags]
+
+    def limit_files():
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        command,
+        preexec_fn=limit_files,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def numbers_of(results):
-    """The table that predict_test.py makes of finished trials, what belongs to the moment left out."""
+    """The table that predict_test.py makes of finished trials, without what is of the moment."""
     command = [
         sys.executable,
         ROOT / "predict_test.py",
@@ -72,7 +94,8 @@ def numbers_of(results):
         f"--ray_results_dir={results}",
     ]
     subprocess.run(command, check=True, capture_output=True)
-    return pd.read_csv(results / NAME / f"{NAME}.csv", index_col=0).drop(columns=OF_THE_MOMENT)
+    table = pd.read_csv(results / NAME / f"{NAME}.csv", index_col=0)
+    return table.drop(columns=OF_THE_MOMENT)
 
 
 @contextlib.contextmanager
@@ -148,6 +171,31 @@ def fill_disk(seconds, results):
     return False
 
 
+def edit_search_space(seconds, results):
+    """Another learning rate of λ, trained for some seconds, then killed; then the edit is undone."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in ROOT.glob("*.py"):
+            shutil.copy(path, folder)
+        space = Path(folder, "search_spaces.py")
+        space.write_text(space.read_text().replace('"lr_tf": 1.0', '"lr_tf": 0.5'))
+        process = start(results, scripts=Path(folder))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+        process.wait()
+    return False
+
+
+def smaller_budget(seconds, results):
+    """Half of the epochs, trained for some seconds or to their end; then the budget is raised."""
+    process = start(results, "--max_epochs=4")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.kill()
+    process.wait()
+    return False
+
+
 def lose_node(seconds, results):
     """A cluster of two nodes, one of which goes away; the run goes on with the other."""
     script = "import sys; from benchmarks.faults import two_nodes; two_nodes(float(sys.argv[1]))"
@@ -168,8 +216,9 @@ def lose_node(seconds, results):
 
 
 def two_nodes(seconds):
-    """Two Ray nodes until the standard input ends; prints their address, and one of them goes away
-    after a while.
+    """Two Ray nodes until the standard input ends, one of which goes away after a while.
+
+    Prints their address.
     """
     from ray.cluster_utils import Cluster
 
@@ -189,6 +238,8 @@ KINDS = {
     "Ctrl-C": disturbed(lambda process: process.send_signal(signal.SIGINT)),
     "SIGTERM": disturbed(lambda process: process.send_signal(signal.SIGTERM)),
     "full disk": fill_disk,
+    "edit of the search space": edit_search_space,
+    "half of the epochs": smaller_budget,
     "node loss": lose_node,
 }
 WEIGHTED = [*KINDS, *list(KINDS)[:-1]]  # a cluster takes long to start
