@@ -3,300 +3,512 @@
     layer = DMEL(sample_rate=8000, n_mels=64, hop_length=80, init_lambd=8000 * 0.035 / 6)
     log_mel = layer(clips)       # (batch, time) -> (batch, n_mels, time // hop_length + 1)
     log_mel.sum().backward()     # fills layer.lambd.grad
-    torch.optim.AdamW(parameter_groups(network), lr=1e-4)    # λ at a learning rate of its own, and without decay
+
+    # λ gets a learning rate of its own, and no weight decay
+    optimizer = torch.optim.AdamW(parameter_groups(network), lr=1e-4)
 
 The window is a Gaussian whose standard deviation λ = |lambd|, in samples, is the one parameter of
 the layer; the window is as long as six of them. This file needs torch alone and can be copied.
+
+In the order of this file: 1. the method, which is equations 1 to 5 of the paper; 2. how it is
+computed in blocks; 3. how values get their derivative; 4. FFT size and mel filters; 5. the two
+layers; 6. what travels: the frozen layer, and parameter groups for an optimizer.
+
 Source: Martinsson and Sandsten, "DMEL: The differentiable log-Mel spectrogram as a trainable layer
 in neural networks", ICASSP 2024.
 """
-# mypy: disable-error-code="attr-defined, no-any-return, no-untyped-call, untyped-decorator, var-
-# annotated"
+# mypy: disable-error-code="attr-defined, no-untyped-call"
 
 import functools
 import math
 import warnings
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-WINDOW_SIGMAS = 6  # window length in standard deviations λ: l = 6λ
-LOG_FLOOR = (
-    1e-10  # added to a mel band before the logarithm; ONNX exporters take a scalar so small for 0
-)
-CONTINUOUS_N = 512  # FFT size whose filter sums continuous gives to filters of every size: that of 35 ms at 8 kHz
-MEL_GROUPS = 4  # the filters of a group share one product over the bins they touch: a quarter of the dense work
-CPU_BLOCK = (
-    2**19
-)  # samples of windowed frames that a thread works on at once: 2 MiB of float32 stay in its caches
-GPU_BLOCK = 2**26  # enough for a whole batch: 256 MiB of float32
-MEL_SCALES: dict[str, Any] = {  # from Hz to mel and back
-    "htk": (
-        lambda hz: 2595 * torch.log10(1 + hz / 700),
-        lambda mel: 700 * (10 ** (mel / 2595) - 1),
-    ),
-    "slaney": (
-        lambda hz: torch.where(
-            hz < 1000, hz * 3 / 200, 15 + 27 * torch.log(hz / 1000) / math.log(6.4)
-        ),
-        lambda mel: torch.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27)),
-    ),
-}
+# Added to a mel band before the logarithm.
+LOG_FLOOR = 1e-10
+
+# Neighbouring mel filters: the bins that they touch, and weights, shape = (bins, filters).
+FilterGroup = tuple[slice, Tensor]
 
 
-def fft_size(lambd: Tensor | float, n_samples: int = 2**61) -> int:
-    """FFT size N of the adaptive mode: the smallest power of two ≥ int(6λ), at most the one ≥
-    2·n_samples of a clip.
-
-    Reading λ, in samples, is the layer's one host-device synchronisation. Raises ValueError where λ
-    is not finite.
-    """
-    value = abs(torch.as_tensor(lambd).item())
-    if not math.isfinite(value):
-        raise ValueError(
-            f"lambd is {value}, so there is no window length: lower the learning rate of lambd."
-        )
-    support = int(
-        min(torch.tensor(WINDOW_SIGMAS * value, dtype=torch.float32).item(), 2 * n_samples)
-    )
-    return 1 << max(1, (support - 1).bit_length())
+# 1. The method: equations 1 to 5 of the paper. The letters are
+#
+#     λ   standard deviation of the window, in samples
+#     w   window, L samples                                                     equation 1
+#     S   STFT of N points, shape = (clips, frames, N/2 + 1), complex           equation 2
+#     P   power spectrogram, of the same shape                                  equation 3
+#     M   mel spectrogram, shape = (clips, frames, n_mels)                      equation 4
+#
+# and the log-Mel spectrogram is ln(M + 1e-10), equation 5. The derivatives dw/dλ, dS/dλ, dP/dλ and
+# dM/dλ are called dw, dS, dP and dM. features_and_derivative, below, puts the equations together.
 
 
 def gaussian_window(lambd: Tensor, length: int, normalize: bool = False) -> tuple[Tensor, Tensor]:
-    """Gaussian window w[n] = exp(-((n - length/2) / λ)² / 2) and its derivative in lambd, shape =
-    (length,) each.
+    """Equation 1: w[n] = exp(-((n - L/2) / λ)² / 2), and dw = w[n] · (n - L/2)² / λ³.
 
-    lambd: one element, in samples; at 0 the window is an impulse at n = length/2. normalize divides
-    by sqrt(Σ w²).
+    lambd: one element, in samples; at 0 the window is an impulse at n = L/2. length: L. normalize
+    divides the window by sqrt(Σ w²). Returns w and its derivative in lambd, shape = (L,) each.
     """
-    squared_distance = (
-        torch.arange(length, dtype=lambd.dtype, device=lambd.device) - length / 2
-    ).square()
-    if (
-        normalize
-    ):  # a common factor cancels, so measure from the peak: the sum below is then never 0
-        squared_distance = squared_distance - squared_distance.min()
-    sigma = lambd.abs().clamp(min=torch.finfo(lambd.dtype).tiny)
-    exponent = (squared_distance / sigma / sigma).clamp(max=1500.0)  # exp(-750) is 0 in float64 too
-    window = torch.exp(exponent / -2)
-    derivative = window * exponent / torch.copysign(sigma, lambd)
+    n = torch.arange(length, dtype=lambd.dtype, device=lambd.device)
+    squared_distance = (n - length / 2).square()
     if normalize:
-        norm = window.square().sum().sqrt()
-        window, derivative = window / norm, derivative / norm
-        derivative = derivative - window * torch.dot(
-            window, derivative
-        )  # autocast leaves dot alone
-    return window, derivative
+        # A common factor cancels, so measure from the peak: the sum of squares is then never 0.
+        squared_distance = squared_distance - squared_distance.min()
+
+    # λ² could overflow, or vanish, so divide twice. Beyond 1500 w is 0 in float64 too.
+    sigma = lambd.abs().clamp(min=torch.finfo(lambd.dtype).tiny)
+    exponent = (squared_distance / sigma / sigma).clamp(max=1500.0)
+    w = torch.exp(-exponent / 2)
+    dw = w * exponent / torch.copysign(sigma, lambd)
+    if normalize:
+        return divided_by_norm(w, dw)
+    return w, dw
 
 
-def mel_filter_bank(
-    n_fft: int, n_mels: int, rate: int, f_min: float, f_max: Any, norm: Any, mel_scale: str
-) -> Tensor:
-    """Triangular filters, shape = (n_fft//2 + 1, n_mels), float64; arguments as DMEL's. Source:
-    torchaudio, librosa.
+def divided_by_norm(w: Tensor, dw: Tensor) -> tuple[Tensor, Tensor]:
+    """A window divided by its norm sqrt(Σ w²), and the derivative of that."""
+    norm = w.square().sum().sqrt()
+    w = w / norm
+    dw = dw / norm
+    # What changes w along itself changes its norm alone. Autocast does not round torch.dot.
+    return w, dw - w * torch.dot(w, dw)
+
+
+def stft(frames: Tensor, w: Tensor, n_fft: int) -> Tensor:
+    """Equation 2: S, the STFT of frames, shape = (clips, frames, L), under the window w.
+
+    It is linear in the window, so the STFT under dw is dS. Where N is longer than L, rfft adds the
+    zeros behind the frame, not around it: that turns phases, and no power.
     """
-    to_mel, to_hz = MEL_SCALES[mel_scale]
-    first, last = to_mel(
-        torch.tensor([f_min, rate // 2 if f_max is None else f_max], dtype=torch.float64)
-    )
-    edges = to_hz(torch.linspace(first, last, n_mels + 2, dtype=torch.float64))
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    bins = torch.linspace(0, rate // 2, n_fft // 2 + 1, dtype=torch.float64).unsqueeze(1)
-    bank = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(
-        min=0
-    )
-    return bank * 2 / (high - low) if norm == "slaney" else bank
+    S: Tensor = torch.fft.rfft(frames * w, n_fft)
+    return S
 
 
-@functools.lru_cache(maxsize=64)
-def mel_filters(
-    n_fft: int, continuous: bool, n_groups: int, target: Any, *settings: Any
-) -> tuple[Any, Any]:
-    """mel_filter_bank(n_fft, *settings) in groups: (first, last) and weights, shape = (last -
-    first, filters), each.
-    """
-    ranges, weights = [], []
-    with torch.inference_mode(False), torch._C._DisableFuncTorch():  # plain tensors for the cache
-        bank = mel_filter_bank(n_fft, *settings)
-        if continuous:  # in a fine grid a filter's sum grows as the FFT size
-            sums, fine = bank.sum(dim=0), mel_filter_bank(2**15, *settings).sum(dim=0) / 2**15
-            bank = bank * torch.where(sums > 0, CONTINUOUS_N * fine / sums, 0.0)
-        for filters in bank.tensor_split(n_groups, dim=1):
-            bins = filters.any(dim=1).nonzero().flatten().tolist() or [0]
-            ranges.append(
-                (2 * bins[0], 2 * bins[-1] + 2)
-            )  # of products in features_of, two of each bin
-            weights.append(filters[bins[0] : bins[-1] + 1].repeat_interleave(2, dim=0).to(*target))
-    return ranges, weights
+def power(S: Tensor) -> Tensor:
+    """Equation 3: P = |S|²."""
+    squares = torch.view_as_real(S).square()
+    return squares[..., 0] + squares[..., 1]
 
 
-# What turns clips into features beside the window. ranges, weights: of mel_filters, empty where
-# there are none.
-Settings = namedtuple(
-    "Settings", "n_fft length hop_length remove_mean ranges weights log zero_floor"
-)
+def power_derivative(S: Tensor, dS: Tensor) -> Tensor:
+    """Equation 3: dP = 2 Re(conj(S) · dS)."""
+    products = torch.view_as_real(S) * torch.view_as_real(dS)
+    return 2 * (products[..., 0] + products[..., 1])
 
 
-def features_of(
-    frames: Tensor, windows: Tensor, settings: Settings, memory: Any = None
-) -> list[Tensor]:
-    """Features of frames under a window w and, where windows holds 2·dw/dλ too, their derivative in
-    λ.
+def mel(P: Tensor, filters: list[FilterGroup]) -> Tensor:
+    """Equation 4: M, the power in each mel filter. It is linear in P, so that of dP is dM."""
+    return torch.cat([P[..., bins] @ weights for bins, weights in filters], dim=-1)
 
-    Shapes: frames (clips, frames, length), windows (1 or 2, length), results (clips, frames,
-    bands). memory is reused.
-    """
-    windowed = torch.mul(
-        frames, windows[:, None, None], out=None if memory is None else memory.resize_(0)
-    )
-    spectra = torch.fft.rfft(windowed, settings.n_fft)  # (windows, clips, frames, bins)
-    parts = torch.view_as_real(spectra).flatten(-2)  # real and imaginary parts interleaved
-    # The terms of |S|² and of 2 Re(conj(S)·dS/dλ), still to be added, in the memory that windowed
-    # no longer needs.
-    products = parts * parts[:1] if memory is None else parts
-    for part in parts.unbind()[::-1] if memory is not None else ():  # in place, S itself last
-        part *= parts[0]
-    if settings.ranges:
-        groups = zip(settings.ranges, settings.weights, strict=True)
-        bands = torch.cat(
-            [products[..., first:last] @ weights for (first, last), weights in groups], dim=-1
-        )
-    else:
-        bands = products[..., ::2] + products[..., 1::2]
-    values, *derivatives = bands.unbind()
+
+def log_mel(M: Tensor) -> Tensor:
+    """Equation 5: ln(M + 1e-10)."""
+    # A tensor, since exporters to ONNX take a number so small for 0.
+    floor = M.new_full((1,), LOG_FLOOR)
+    return torch.log(M + floor)
+
+
+def log_mel_from_zero(M: Tensor) -> Tensor:
+    """Equation 5 less its value where M = 0: ln(M + 1e-10) - ln(1e-10)."""
+    return torch.log1p(M / LOG_FLOOR)
+
+
+def log_mel_derivative(M: Tensor, dM: Tensor) -> Tensor:
+    """Equation 5: dM / (M + 1e-10), with zero_floor too, since that subtracts a constant."""
+    return dM / (M + LOG_FLOOR)
+
+
+class Settings(NamedTuple):
+    """What the equations need beside the clips and the window."""
+
+    n_fft: int  # N
+    length: int  # L, samples of a window
+    hop_length: int  # samples from frame to frame
+    remove_mean: bool  # of each clip
+    filters: list[FilterGroup] | None = None  # None: up to equation 3
+    log: bool = False  # False: up to equation 4
+    zero_floor: bool = False
+
+
+def features(frames: Tensor, w: Tensor, settings: Settings) -> Tensor:
+    """P, M or the log-Mel spectrogram of frames, whichever the settings ask for."""
+    S = stft(frames, w, settings.n_fft)
+    P = power(S)
+    if settings.filters is None:
+        return P
+
+    M = mel(P, settings.filters)
     if not settings.log:
-        return [values, *derivatives]
-    floored = values + (
-        values.new_full((1,), LOG_FLOOR) if torch.compiler.is_compiling() else LOG_FLOOR
-    )
-    derivatives = [derivative.div_(floored) for derivative in derivatives]
-    return [(values / LOG_FLOOR).log1p_() if settings.zero_floor else floored.log_(), *derivatives]
+        return M
+
+    if settings.zero_floor:
+        return log_mel_from_zero(M)
+    return log_mel(M)
 
 
-def blocks(frames: Tensor, n_fft: int) -> Iterator[tuple[slice, slice]]:
-    """Parts of (clips, frames) whose transforms stay in the caches; of equal size, not with a small
-    last one.
+def features_and_derivative(
+    frames: Tensor, w: Tensor, dw: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """The same features and the derivative of each in λ, shapes as theirs."""
+    S = stft(frames, w, settings.n_fft)
+    dS = stft(frames, dw, settings.n_fft)
+
+    P = power(S)
+    dP = power_derivative(S, dS)
+    if settings.filters is None:
+        return P, dP
+
+    M = mel(P, settings.filters)
+    dM = mel(dP, settings.filters)
+    if not settings.log:
+        return M, dM
+
+    if settings.zero_floor:
+        return log_mel_from_zero(M), log_mel_derivative(M, dM)
+    return log_mel(M), log_mel_derivative(M, dM)
+
+
+# 2. How it is computed: in blocks of frames, so that what the equations leave on their way, windowed
+# frames, S, dS, P and dP, stays in the caches of the processor. For a whole batch of long windows
+# that would be more than a gigabyte.
+
+# Samples of windowed frames of a block, for each thread: 2 MiB of float32.
+CPU_BLOCK = 2**19
+
+# Samples of windowed frames of a block on a GPU, enough for a whole batch: 256 MiB of float32.
+GPU_BLOCK = 2**26
+
+
+def padded_clips(x: Tensor, settings: Settings, dtype: torch.dtype) -> Tensor:
+    """Clips as rows, without their means, between zeros: shape = (clips, time + L)."""
+    clips = x.reshape(-1, x.shape[-1]).to(dtype)
+    if settings.remove_mean:
+        clips = clips - clips.mean(dim=-1, keepdim=True)
+    half = settings.length // 2
+    return nn.functional.pad(clips, (settings.length - half, half))
+
+
+def frames_of(padded: Tensor, settings: Settings) -> Tensor:
+    """Frames of padded clips, shape = (clips, frames, L). They overlap in memory: it is a view."""
+    return padded.unfold(-1, settings.length, settings.hop_length)
+
+
+def shaped_as_clips(values: Tensor, x: Tensor) -> Tensor:
+    """Features, shape = (clips, frames, bands), as a layer gives them: (..., bands, frames)."""
+    return values.reshape(*x.shape[:-1], *values.shape[1:]).transpose(-1, -2).to(x.dtype)
+
+
+def blocks(frames: Tensor, settings: Settings) -> Iterator[tuple[slice, slice]]:
+    """Ranges of clips and of frames, one block each: some whole clips, or a part of one.
+
+    The parts of a clip are of equal size: a small last one would keep the threads less busy.
     """
     n_clips, n_frames, _ = frames.shape
-    per_block = max(
-        1, (CPU_BLOCK * torch.get_num_threads() if frames.is_cpu else GPU_BLOCK) // (2 * n_fft)
-    )
-    frame_step = math.ceil(n_frames / math.ceil(n_frames / per_block))
-    clip_step = max(1, per_block // n_frames)
-    for clip in range(0, n_clips, clip_step):
-        for frame in range(0, n_frames, frame_step):
-            yield slice(clip, clip + clip_step), slice(frame, min(frame + frame_step, n_frames))
+    block_size = CPU_BLOCK * torch.get_num_threads() if frames.is_cpu else GPU_BLOCK
+    # Two windowed frames, of w and of dw, for each frame.
+    frames_per_block = max(1, block_size // (2 * settings.n_fft))
+
+    clips_per_block = max(1, frames_per_block // n_frames)
+    parts = math.ceil(n_frames / frames_per_block)
+    frames_per_part = math.ceil(n_frames / parts)
+    for clip in range(0, n_clips, clips_per_block):
+        for frame in range(0, n_frames, frames_per_part):
+            end = min(frame + frames_per_part, n_frames)
+            yield slice(clip, clip + clips_per_block), slice(frame, end)
 
 
-def in_blocks(frames: Tensor, windows: Tensor, settings: Settings) -> list[Tensor]:
-    """features_of, block by block, all in one piece of memory."""
-    n_bands = sum(weights.shape[1] for weights in settings.weights) or settings.n_fft // 2 + 1
-    results = [frames.new_empty(*frames.shape[:2], n_bands) for _ in windows]
-    memory = frames.new_empty(0)
-    for block in blocks(frames, settings.n_fft):
-        for result, values in zip(
-            results, features_of(frames[block], windows, settings, memory), strict=True
-        ):
-            result[block] = values
-    return results
+def empty_features(frames: Tensor, settings: Settings) -> Tensor:
+    n_bands = settings.n_fft // 2 + 1
+    if settings.filters is not None:
+        n_bands = sum(weights.shape[1] for _, weights in settings.filters)
+    return frames.new_empty(*frames.shape[:2], n_bands)
 
 
-class _Known(torch.autograd.Function):
-    """Values whose derivative in lambd, shape as theirs, is known; where it is None, asking for it
-    raises.
+def features_in_blocks(frames: Tensor, w: Tensor, settings: Settings) -> Tensor:
+    """The result of `features`, computed block by block."""
+    values = empty_features(frames, settings)
+    for block in blocks(frames, settings):
+        values[block] = features(frames[block], w, settings)
+    return values
+
+
+def features_and_derivative_in_blocks(
+    frames: Tensor, w: Tensor, dw: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """The result of `features_and_derivative`, computed block by block."""
+    values = empty_features(frames, settings)
+    derivative = empty_features(frames, settings)
+    for block in blocks(frames, settings):
+        values[block], derivative[block] = features_and_derivative(frames[block], w, dw, settings)
+    return values, derivative
+
+
+# 3. How values get their derivative: autograd is told of those that are known already.
+
+
+class KnownDerivative(torch.autograd.Function):
+    """Values, as they are, tied to λ by their derivative in it, which has their shape.
+
+    A derivative of None raises as soon as somebody asks for it.
     """
 
     generate_vmap_rule = True
-    forward = staticmethod(lambda values, derivative, lambd: values)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[1:])
+    def forward(values: Tensor, derivative: Tensor | None, lambd: Tensor) -> Tensor:
+        return values
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor], output: Tensor
+    ) -> None:
+        _, derivative, lambd = inputs
+        ctx.save_for_backward(derivative, lambd)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
         derivative, lambd = ctx.saved_tensors
         if derivative is None:
             raise RuntimeError(
-                "DMEL has no second derivative in lambd: its first one cannot be differentiated in it."
+                "DMEL has no second derivative in lambd: its first one cannot be differentiated "
+                "in it."
             )
-        derivative = _Known.apply(derivative, None, lambd)  # for create_graph=True
+
+        # With create_graph=True the gradient depends on λ too, by the derivative, and how is not
+        # known: tied so, a second derivative is refused and not taken for 0.
+        derivative = KnownDerivative.apply(derivative, None, lambd)
         return None, None, torch.dot(gradient.flatten(), derivative.flatten())
 
 
-class _Recomputed(torch.autograd.Function):
-    """Features of padded clips without a graph: backward computes each block once more."""
+class RecomputedFeatures(torch.autograd.Function):
+    """Features of padded clips that need a gradient themselves; the window w may need one too.
+
+    The graph of a whole batch would take gigabytes, so none is kept: backward computes each block
+    once more, under autograd.
+    """
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, windows: Tensor, settings: Settings) -> Tensor:
-        ctx.save_for_backward(padded, windows)
+    def forward(ctx: Any, padded: Tensor, w: Tensor, settings: Settings) -> Tensor:
+        ctx.save_for_backward(padded, w)
         ctx.settings = settings
-        return in_blocks(
-            padded.unfold(-1, settings.length, settings.hop_length), windows, settings
-        )[0]
+        return features_in_blocks(frames_of(padded, settings), w, settings)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        (padded, windows), again = ctx.saved_tensors, torch.is_grad_enabled()
-        n_fft, length, hop_length, *_ = ctx.settings
-        of_padded, of_windows = torch.zeros_like(padded), torch.zeros_like(windows)
+        padded, w = ctx.saved_tensors
+        settings: Settings = ctx.settings
+        create_graph = torch.is_grad_enabled()
+        of_padded = torch.zeros_like(padded)
+        of_window = torch.zeros_like(w)
+
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
-            for clips, rows in blocks(gradient, n_fft):
-                part = clips, slice(rows.start * hop_length, (rows.stop - 1) * hop_length + length)
-                sources = [padded[part], windows] if windows.requires_grad else [padded[part]]
-                features = features_of(
-                    sources[0].unfold(-1, length, hop_length), windows, ctx.settings
-                )
-                gradients = torch.autograd.grad(
-                    features, sources, [gradient[clips, rows]], create_graph=again
-                )
-                of_padded[part] += gradients[0]
-                of_windows += sum(gradients[1:])
-        return of_padded, of_windows, None
+            for clips, frames in blocks(frames_of(padded, settings), settings):
+                start = frames.start * settings.hop_length
+                end = (frames.stop - 1) * settings.hop_length + settings.length
+                part = padded[clips, start:end]
+                values = features(frames_of(part, settings), w, settings)
+
+                upstream = gradient[clips, frames]
+                if w.requires_grad:
+                    of_part, of_w = torch.autograd.grad(
+                        values, (part, w), upstream, create_graph=create_graph
+                    )
+                    of_window += of_w
+                else:
+                    (of_part,) = torch.autograd.grad(
+                        values, (part,), upstream, create_graph=create_graph
+                    )
+                of_padded[clips, start:end] += of_part
+        return of_padded, of_window, None
 
 
-def transform(
-    x: Tensor, settings: Settings, window: Tensor, derivative: Any = None, lambd: Any = None
+def differentiable_features(
+    padded: Tensor, w: Tensor, dw: Tensor, lambd: Tensor, settings: Settings
 ) -> Tensor:
-    """Features of clips x, shapes as the layer's, tied to lambd and to the clips where these need a
-    gradient.
+    """Features of padded clips, tied to λ and to the clips where these need a gradient."""
+    # Under torch.func requires_grad does not tell which tensors need a gradient. The question has
+    # no public name; without it gradients are missing there.
+    under_func = torch._C._are_functorch_transforms_active()
+    by_autograd = under_func or padded.requires_grad
+    frames = frames_of(padded, settings)
 
-    window, derivative: of gaussian_window; without derivative the window is a constant, and the
-    rest can be exported.
+    values: Tensor
+    if not by_autograd and torch.is_grad_enabled() and lambd.requires_grad:
+        # λ is trained: the derivative of each value is computed beside it.
+        values, derivative = features_and_derivative_in_blocks(frames, w, dw, settings)
+        values = KnownDerivative.apply(values, derivative, lambd)
+    elif not by_autograd:
+        values = features_in_blocks(frames, w, settings)
+    elif under_func:
+        values = features(frames, KnownDerivative.apply(w, dw, lambd), settings)
+    else:
+        values = RecomputedFeatures.apply(padded, KnownDerivative.apply(w, dw, lambd), settings)
+    return values
+
+
+# 4. What the layers choose by λ: the FFT size, and the mel filters of equation 4 that go with it.
+
+# Window length l = 6λ, in standard deviations.
+WINDOW_SIGMAS = 6
+
+# Samples. No clip is longer, and twice as many are still a number of 64 bits.
+LONGEST_CLIP = 2**61
+
+# FFT size whose filter sums `continuous` gives to filters of every size: that of 35 ms at 8 kHz.
+CONTINUOUS_N = 512
+
+# FFT size of a grid of frequencies so fine that the sum of a filter grows with it.
+FINE_N = 2**15
+
+# Number of parts of the filter bank. Filters of a part share one product over the bins they touch,
+# which is a quarter of the work of a product with all bins.
+MEL_GROUPS = 4
+
+MEL_SCALES = ("htk", "slaney")
+
+
+def fft_size(lambd: Tensor | float, n_samples: int = LONGEST_CLIP) -> int:
+    """FFT size N of the adaptive mode: the smallest power of two ≥ int(6λ).
+
+    lambd is in samples. N is at least 2, and at most the smallest power of two ≥ 2·n_samples of a
+    clip. Reading λ is the one time that the layer waits for its device. Raises ValueError where λ
+    is not finite.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        clips = x.reshape(-1, x.shape[-1]).to(window.dtype)
-        clips = clips - clips.mean(dim=-1, keepdim=True) if settings.remove_mean else clips
-        padded = nn.functional.pad(clips, ((settings.length + 1) // 2, settings.length // 2))
-        frames = padded.unfold(
-            -1, settings.length, settings.hop_length
-        )  # a view, (clips, frames, length)
-        if derivative is None:
-            features = features_of(frames, window.unsqueeze(0), settings)[0]
-        elif torch._C._are_functorch_transforms_active():  # torch.func hides what needs a gradient
-            features = features_of(
-                frames, _Known.apply(window, derivative, lambd).unsqueeze(0), settings
-            )[0]
-        elif padded.requires_grad:
-            features = _Recomputed.apply(
-                padded, _Known.apply(window, derivative, lambd).unsqueeze(0), settings
-            )
-        elif torch.is_grad_enabled() and lambd.requires_grad:
-            features = _Known.apply(
-                *in_blocks(frames, torch.stack([window, 2 * derivative]), settings), lambd
-            )
-        else:
-            features = in_blocks(frames, window.unsqueeze(0), settings)[0]
-    return features.reshape(*x.shape[:-1], *features.shape[1:]).transpose(-1, -2).to(x.dtype)
+    sigma = abs(torch.as_tensor(lambd).item())
+    if not math.isfinite(sigma):
+        raise ValueError(
+            f"lambd is {sigma}, so there is no window length: look for clips that hold NaN or inf "
+            "and for a loss or gradients that became so, or lower the learning rate of lambd."
+        )
+
+    support = torch.tensor(WINDOW_SIGMAS * sigma, dtype=torch.float32).item()
+    support = int(min(support, 2 * n_samples))
+    return 1 << max(1, (support - 1).bit_length())
+
+
+def hz_to_mel(hz: Tensor, mel_scale: str) -> Tensor:
+    if mel_scale == "htk":
+        return 2595 * torch.log10(1 + hz / 700)
+
+    linear = hz * 3 / 200
+    logarithmic = 15 + 27 * torch.log(hz / 1000) / math.log(6.4)
+    return torch.where(hz < 1000, linear, logarithmic)
+
+
+def mel_to_hz(mels: Tensor, mel_scale: str) -> Tensor:
+    if mel_scale == "htk":
+        return 700 * (10 ** (mels / 2595) - 1)
+
+    linear = mels * 200 / 3
+    logarithmic = 1000 * 6.4 ** ((mels - 15) / 27)
+    return torch.where(mels < 15, linear, logarithmic)
+
+
+def mel_filter_bank(
+    n_fft: int,
+    n_mels: int,
+    sample_rate: int,
+    f_min: float,
+    f_max: float | None,
+    norm: str | None,
+    mel_scale: str,
+) -> Tensor:
+    """Triangular filters of equation 4, shape = (n_fft//2 + 1, n_mels), float64.
+
+    Arguments are those of DMEL. Source: torchaudio.functional.melscale_fbanks, librosa.filters.mel.
+    """
+    nyquist = sample_rate // 2
+    ends = torch.tensor([f_min, nyquist if f_max is None else f_max], dtype=torch.float64)
+    first, last = hz_to_mel(ends, mel_scale)
+    edges = mel_to_hz(torch.linspace(first, last, n_mels + 2, dtype=torch.float64), mel_scale)
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+
+    bins = torch.linspace(0, nyquist, n_fft // 2 + 1, dtype=torch.float64).unsqueeze(1)
+    rising = (bins - low) / (centre - low)
+    falling = (high - bins) / (high - centre)
+    bank = torch.minimum(rising, falling).clamp(min=0)
+    if norm == "slaney":
+        bank = bank * 2 / (high - low)
+    return bank
+
+
+@functools.lru_cache(maxsize=64)
+def mel_filters(
+    n_fft: int,
+    n_mels: int,
+    sample_rate: int,
+    f_min: float,
+    f_max: float | None,
+    norm: str | None,
+    mel_scale: str,
+    continuous: bool,
+    n_groups: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[FilterGroup]:
+    """The filters of mel_filter_bank in n_groups groups, kept, since N rarely changes."""
+    # The cache outlives the call, so it must hold plain tensors. inference_mode(False): those made
+    # in inference mode cannot be used in training. _DisableFuncTorch: without it a cache that was
+    # filled under torch.func holds wrapped tensors, and whoever uses them later fails.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        bank = mel_filter_bank(n_fft, n_mels, sample_rate, f_min, f_max, norm, mel_scale)
+        if continuous:
+            # In a fine grid the sum of a filter grows as N. Give it what it would have at 512.
+            fine = mel_filter_bank(FINE_N, n_mels, sample_rate, f_min, f_max, norm, mel_scale)
+            wanted = CONTINUOUS_N * fine.sum(dim=0) / FINE_N
+            sums = bank.sum(dim=0)
+            bank = bank * torch.where(sums > 0, wanted / sums, 0.0)
+
+        filters = []
+        for group in bank.tensor_split(n_groups, dim=1):
+            touched = group.any(dim=1).nonzero().flatten().tolist()
+            bins = slice(touched[0], touched[-1] + 1) if touched else slice(0, 1)
+            weights = group[bins].to(device, dtype).contiguous()
+            filters.append((bins, weights))
+    return filters
+
+
+# 5. The layers.
+
+
+def whole_number(value: float, name: str) -> int:
+    """An argument that counts something, also where it comes as 80.0. Raises ValueError."""
+    if not (value >= 1 and value % 1 == 0):
+        raise ValueError(f"{name}={value} must be a whole number, 1 or more.")
+    return int(value)
+
+
+class Layer(nn.Module):
+    """What the layers and their frozen copies have in common: they stay in float32 or wider."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Layer":
+        # A private method of nn.Module, through which half(), bfloat16() and to() pass. If it were
+        # not overridden, a network that is cast to half precision would round λ, and lose steps
+        # that are small beside it.
+        def at_least_float32(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            if changed.itemsize < 4:
+                return tensor.to(changed.device)
+            return changed
+
+        super()._apply(at_least_float32, recurse)
+        return self
+
+    def __prepare_scriptable__(self) -> "Layer":
+        # torch.jit.script calls this first, and would otherwise fail with a page about types.
+        raise RuntimeError(
+            "torch.jit.script cannot read dmel.py: use torch.jit.trace on layer.frozen() instead."
+        )
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DifferentiableSpectrogram(nn.Module):
-    """Power spectrogram |STFT|² with a trainable Gaussian window.
+class DifferentiableSpectrogram(Layer):
+    """Power spectrogram |STFT|² with a trainable Gaussian window, equations 1 to 3.
 
     Input shape = (..., time), floating point; output shape = (..., n_fft//2 + 1, time//hop_length +
     1), of its dtype, computed in float32 or wider. Frames are centred, with zeros beyond the clip's
@@ -304,127 +516,168 @@ class DifferentiableSpectrogram(nn.Module):
     ≈ 0.5 the gradient is 0: λ does not leave that range.
     """
 
-    hop_length: int  # step between frames, in samples
-    init_lambd: float  # λ to start from, in samples: sample_rate · l / 6 for a window of l seconds
-    optimized: bool = False  # window and FFT size: True: the power of two that fits 6λ; False: the clip's, twice that
-    normalize_window: bool = False  # divide the window by sqrt(Σ w²)
-    remove_mean: bool = (
-        True  # of each clip; where they are padded with zeros, subtract it before and pass False
-    )
+    # Step between frames, in samples.
+    hop_length: int
+
+    # λ to start from, in samples: sample_rate · l / 6 for a window of l seconds.
+    init_lambd: float
+
+    # True: window and FFT have the power of two that fits 6λ. False: the window is as long as the
+    # clip, the FFT twice that.
+    optimized: bool = False
+
+    # Divide the window by sqrt(Σ w²).
+    normalize_window: bool = False
+
+    # Subtract the mean of each clip. Where clips are padded with zeros, subtract it before that and
+    # pass False.
+    remove_mean: bool = True
 
     def __post_init__(self) -> None:
         super().__init__()
-        if self.hop_length < 1 or not math.isfinite(self.init_lambd):
-            raise ValueError(
-                f"hop_length={self.hop_length} must be 1 or more, init_lambd={self.init_lambd} finite."
-            )
+        self._check_arguments()
         if abs(self.init_lambd) < 1:
-            unit = "λ is in samples, sample_rate · seconds / 6"
             warnings.warn(
-                f"init_lambd={self.init_lambd} is below 1: {unit}.",
-                stacklevel=3 + isinstance(self, DMEL),
+                f"init_lambd={self.init_lambd} is below 1: λ is in samples, "
+                "sample_rate · seconds / 6.",
+                stacklevel=3,
             )
-        self.lambd = nn.Parameter(
-            torch.empty((), dtype=torch.promote_types(torch.get_default_dtype(), torch.float32))
-        )
+
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.lambd = nn.Parameter(torch.empty((), dtype=dtype))
         self.reset_parameters()
+
+    def _check_arguments(self) -> None:
+        self.hop_length = whole_number(self.hop_length, "hop_length")
+        if not math.isfinite(self.init_lambd):
+            raise ValueError(f"init_lambd={self.init_lambd} must be finite.")
 
     def reset_parameters(self) -> None:
         """Sets λ to init_lambd, as is needed after to_empty."""
         nn.init.constant_(self.lambd, self.init_lambd)
 
-    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        """Features of clips x, shapes as above. Raises ValueError where x is no clips or λ not
-        finite.
+        """Features of clips x, shapes as above.
+
+        Raises ValueError where x is no clips or λ is not finite, RuntimeError in a trace.
         """
+        if torch.compiler.is_dynamo_compiling():
+            # torch.compile breaks its graph here, since N follows λ. As a decorator `disable` would
+            # load the compiler with this file: two seconds, and an error for users without a name.
+            eager: Callable[[Tensor], Tensor] = torch.compiler.disable(self._forward)
+            return eager(x)
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             raise RuntimeError(
                 "a trace would keep the FFT size of the present λ: trace layer.frozen() instead."
             )
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() or x.ndim == 0 or x.shape[-1] == 0:
             raise ValueError(
-                f"clips must be floating point of shape (..., time), not {x.dtype} of {tuple(x.shape)}."
+                "clips must be floating point of shape (..., time), "
+                f"not {x.dtype} of {tuple(x.shape)}."
             )
-        lambd = self.lambd.to(torch.promote_types(x.dtype, torch.float32))
+
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        lambd = self.lambd.to(dtype)
         settings = self._settings(x.shape[-1], MEL_GROUPS, x.device, lambd.dtype)
-        return transform(
-            x,
-            settings,
-            *gaussian_window(lambd.detach(), settings.length, self.normalize_window),
-            lambd,
-        )
+        w, dw = gaussian_window(lambd.detach(), settings.length, self.normalize_window)
+        with torch.autocast(x.device.type, enabled=False):
+            padded = padded_clips(x, settings, dtype)
+            values = differentiable_features(padded, w, dw, lambd, settings)
+        return shaped_as_clips(values, x)
+
+    def _settings(
+        self, n_samples: int, n_groups: int, device: torch.device, dtype: torch.dtype
+    ) -> Settings:
+        """Settings for clips of n_samples; filters in n_groups groups, for device and dtype."""
+        if self.optimized:
+            n_fft = fft_size(self.lambd, n_samples)
+            length = n_fft
+        else:
+            n_fft = 2 * n_samples
+            length = n_samples
+        return Settings(n_fft, length, self.hop_length, self.remove_mean)
+
+    def extra_repr(self) -> str:
+        shown = []
+        for argument in fields(self):
+            value = getattr(self, argument.name)
+            if argument.name != "init_lambd" and value != argument.default:
+                shown.append(f"{argument.name}={value!r}")
+
+        present = "meta" if self.lambd.is_meta else f"{self.lambd.item():.4g}"
+        return ", ".join([*shown, f"lambd={present}"])
 
     def frozen(self, n_samples: int | None = None) -> "Frozen":
-        """The layer with the window of the present λ, for export. n_samples: clip length, with
-        optimized=False.
+        """The layer with the window of the present λ, for export: see Frozen.
+
+        n_samples: length of the clips, needed where optimized is False. Raises ValueError there.
         """
-        if not self.optimized and n_samples is None:
+        if n_samples is not None:
+            n_samples = whole_number(n_samples, "n_samples")
+        elif self.optimized:
+            n_samples = LONGEST_CLIP
+        else:
             raise ValueError(
                 "n_samples is missing: with optimized=False the window is as long as the clips."
             )
-        settings = self._settings(n_samples or 2**61, 1, self.lambd.device, self.lambd.dtype)
-        return Frozen(
-            settings,
-            gaussian_window(self.lambd.detach(), settings.length, self.normalize_window)[0],
-        )
 
-    def extra_repr(self: Any) -> str:
-        shown = [
-            f.name
-            for f in fields(self)
-            if f.name != "init_lambd" and getattr(self, f.name) != f.default
-        ]
-        present = "meta" if self.lambd.is_meta else f"{self.lambd.item():.4g}"
-        if isinstance(self, DMEL) and not self.lambd.is_meta:
-            present += f" ({1000 * self.window_length:.4g} ms)"
-        return ", ".join(
-            [*(f"{name}={getattr(self, name)!r}" for name in shown), f"lambd={present}"]
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Stays in float32 where a network is cast to half precision: there λ could not move.
-        return nn.Module._apply(
-            self, lambda t: new if (new := fn(t)).itemsize >= 4 else t.to(new.device), recurse
-        )
-
-    def _settings(self, n_samples: int, n_groups: int, *target: Any) -> Settings:
-        length = fft_size(self.lambd, n_samples) if self.optimized else n_samples
-        n_fft = length if self.optimized else 2 * length
-        return Settings(
-            n_fft, length, self.hop_length, self.remove_mean, (), (), log=False, zero_floor=False
-        )
+        settings = self._settings(n_samples, 1, self.lambd.device, self.lambd.dtype)
+        w, _ = gaussian_window(self.lambd.detach(), settings.length, self.normalize_window)
+        return Frozen(settings, w)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DMEL(DifferentiableSpectrogram):
-    """Log-Mel spectrogram: a DifferentiableSpectrogram and mel filters; output (..., n_mels,
-    time//hop_length + 1).
+    """Log-Mel spectrogram with a trainable Gaussian window, equations 1 to 5.
+
+    As DifferentiableSpectrogram; output shape = (..., n_mels, time//hop_length + 1).
     """
 
-    sample_rate: int = field(kw_only=False)  # Hz
-    n_mels: int  # number of filters; those that fall between two bins of a short FFT are empty, their energy is 0
-    f_min: float = 0.0  # Hz
-    f_max: float | None = None  # Hz; None: sample_rate // 2
-    log: bool = True  # ln(mel + 1e-10), not mel itself
-    zero_floor: bool = (
-        False  # subtract ln(1e-10) from it, so that silence and padding are 0, not -23
-    )
-    optimized: bool = True
-    continuous: bool = False  # scale the filters so that log-Mels do not jump by about ln 2 where the FFT size doubles
-    norm: str | None = None  # None or "slaney", as torchaudio's
-    mel_scale: str = "htk"  # "htk" or "slaney", as torchaudio's
+    # Hz.
+    sample_rate: int = field(kw_only=False)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    # Number of filters. Those that fall between two bins of a short FFT are empty: energy 0.
+    n_mels: int
+
+    # Hz, where the lowest filter begins.
+    f_min: float = 0.0
+
+    # Hz, where the highest filter ends. None: sample_rate // 2.
+    f_max: float | None = None
+
+    # ln(mel + 1e-10), not mel itself.
+    log: bool = True
+
+    # Subtract ln(1e-10) from log-Mels, so that silence and padding are 0 and not -23.
+    zero_floor: bool = False
+
+    optimized: bool = True
+
+    # Scale the filters so that log-Mels do not jump by about ln 2 where the FFT size doubles.
+    continuous: bool = False
+
+    # None or "slaney", as torchaudio's.
+    norm: str | None = None
+
+    # "htk" or "slaney", as torchaudio's.
+    mel_scale: str = "htk"
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        self.n_mels = whole_number(self.n_mels, "n_mels")
         f_max = self.sample_rate // 2 if self.f_max is None else self.f_max
-        if self.n_mels < 1 or not 0 <= self.f_min < f_max <= self.sample_rate / 2:
-            told = f"n_mels={self.n_mels} must be 1 or more, 0 <= f_min={self.f_min} < f_max={f_max} <= sample_rate / 2"
-            raise ValueError(f"{told} = {self.sample_rate / 2:g} Hz.")
-        if self.norm not in (None, "slaney") or self.mel_scale not in MEL_SCALES:
+        if not 0 <= self.f_min < f_max <= self.sample_rate / 2:
             raise ValueError(
-                f"norm={self.norm!r}: None or 'slaney'; mel_scale={self.mel_scale!r}: 'htk' or 'slaney'."
+                f"0 <= f_min={self.f_min} < f_max={f_max} <= sample_rate / 2 = "
+                f"{self.sample_rate / 2:g} Hz must hold."
             )
+        if self.norm not in (None, "slaney"):
+            raise ValueError(f"norm={self.norm!r} must be None or 'slaney'.")
+        if self.mel_scale not in MEL_SCALES:
+            raise ValueError(f"mel_scale={self.mel_scale!r} must be 'htk' or 'slaney'.")
 
     @property
     def window_length(self) -> float:
@@ -433,44 +686,93 @@ class DMEL(DifferentiableSpectrogram):
 
     @property
     def n_fft(self) -> int:
-        """FFT size N of the adaptive mode for the present λ, where the clip is long enough for it."""
+        """FFT size N of the adaptive mode for the present λ, unless the clip is short for it."""
         return fft_size(self.lambd)
 
-    def _settings(self, n_samples: int, n_groups: int, *target: Any) -> Settings:
-        settings = super()._settings(n_samples, n_groups, *target)
-        bank = self.n_mels, self.sample_rate, self.f_min, self.f_max, self.norm, self.mel_scale
-        ranges, weights = mel_filters(settings.n_fft, self.continuous, n_groups, target, *bank)
-        return settings._replace(
-            ranges=ranges, weights=weights, log=self.log, zero_floor=self.zero_floor
+    def _settings(
+        self, n_samples: int, n_groups: int, device: torch.device, dtype: torch.dtype
+    ) -> Settings:
+        settings = super()._settings(n_samples, n_groups, device, dtype)
+        filters = mel_filters(
+            settings.n_fft,
+            self.n_mels,
+            self.sample_rate,
+            self.f_min,
+            self.f_max,
+            self.norm,
+            self.mel_scale,
+            self.continuous,
+            n_groups,
+            device,
+            dtype,
         )
+        return settings._replace(filters=filters, log=self.log, zero_floor=self.zero_floor)
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        if self.lambd.is_meta:
+            return shown
+        return f"{shown} ({1000 * self.window_length:.4g} ms)"
 
 
-class Frozen(nn.Module):
-    """A layer with a fixed window. Only clips of N/4 samples or fewer differ: the layer itself
-    shortens N for them.
+# 6. What travels to other programs and optimizers.
+
+
+class Frozen(Layer):
+    """A layer with a fixed window, as layer.frozen() gives it: equations 2 to 5 as plain operators.
+
+    It is there for export and compilers: the layer itself chooses N by reading λ, which no graph
+    can hold. Only for clips of N/4 samples or fewer do its features differ: the layer shortens N
+    for them.
     """
 
-    _apply: Any = DifferentiableSpectrogram._apply
+    window: Tensor
+    weights: Tensor | None
 
-    def __init__(self, settings: Settings, window: Tensor) -> None:
+    def __init__(self, settings: Settings, w: Tensor) -> None:
         super().__init__()
-        self.settings = settings._replace(weights=())  # one group or none
-        self.register_buffer("window", window)
-        self.register_buffer("weights", settings.weights[0] if settings.weights else None)
+        # Window and weights are buffers, so that they move with the module and are in its state.
+        # The weights are copied, since those of the cache belong to all layers.
+        self.register_buffer("window", w)
+        if settings.filters is None:
+            self.register_buffer("weights", None)
+        else:
+            ((bins, weights),) = settings.filters
+            self.first_bin, self.end_bin = bins.start, bins.stop
+            self.register_buffer("weights", weights.clone())
+        self.settings = settings._replace(filters=None)
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Features of clips x, shapes as the layer's."""
-        return transform(x, self.settings._replace(weights=[self.weights]), self.window)
+        settings = self.settings
+        if self.weights is not None:
+            bins = slice(self.first_bin, self.end_bin)
+            settings = settings._replace(filters=[(bins, self.weights)])
+
+        with torch.autocast(x.device.type, enabled=False):
+            padded = padded_clips(x, settings, self.window.dtype)
+            values = features(frames_of(padded, settings), self.window, settings)
+        return shaped_as_clips(values, x)
 
 
-def parameter_groups(network: nn.Module, lr_lambd: float = 1.0) -> list[dict[str, Any]]:
-    """Parameter groups for any optimizer: λ of every layer, at lr_lambd and without weight decay,
-    and all else.
+def parameter_groups(
+    network: nn.Module, lr_lambd: float = 1.0
+) -> list[dict[str, list[nn.Parameter] | float]]:
+    """Parameter groups for any optimizer: λ of every layer, and all other parameters.
+
+    They are there because λ is in samples: it needs steps of about one, lr_lambd, where weights
+    need a thousandth, and weight decay would pull it to 0. Raises ValueError where no layer is.
     """
-    lambds = dict.fromkeys(
-        m.lambd for m in network.modules() if isinstance(m, DifferentiableSpectrogram)
-    )
+    # A dict keeps the order, and takes a layer once that the network holds under two names.
+    lambds: dict[nn.Parameter, None] = {}
+    for module in network.modules():
+        if isinstance(module, DifferentiableSpectrogram):
+            lambds[module.lambd] = None
     if not lambds:
         raise ValueError("the network has no layer of dmel.py, so there is no λ to train.")
+
     others = [parameter for parameter in network.parameters() if parameter not in lambds]
-    return [{"params": [*lambds], "lr": lr_lambd, "weight_decay": 0.0}, {"params": others}]
+    return [
+        {"params": list(lambds), "lr": lr_lambd, "weight_decay": 0.0},
+        {"params": others},
+    ]
