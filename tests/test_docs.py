@@ -245,7 +245,10 @@ def extended(tmp_path_factory):
             place, space = place_of(found[1], text), "" if found[1] == "config.py" else "\n\n"
             script.write_text(text[:place] + space + example + space + text[place:])
     random = np.random.default_rng(0)
-    places = {f"birds/{species}/{i}": 24000 for species in ("robin", "wren") for i in range(10)}
+    places = {}
+    for species in ("robin", "wren"):
+        for i in range(10):
+            places[f"birds/{species}/{1 + i % 5}_{i}"] = 24000
     places |= {
         f"audio_mnist/data/{speaker}/{i}_{speaker}_0": 8000
         for speaker in (28, 12, 26)
