@@ -119,6 +119,8 @@ def row_of(key, state, accuracy):
     row = dict(state["history"][-1])
     row["time_total_s"] = sum(epoch["time_this_iter_s"] for epoch in state["history"])
     row["trial_id"] = key
+    if state["data"] is not None:
+        row["recordings"] = state["data"]["clips"]
     row["logdir"] = state["logdir"]
     row["scripts"] = "+".join(scripts_version(hashes) for hashes in state["scripts"])
     for name, value in state["config"]:

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 import datasets
 from config import Config, InputError, parse, run
 from results import Storage
-from summary import Interval, cells, fixed_runs, read_all
+from summary import SEARCHED_WINDOWS, Interval, cells, read_all, read_costs
 
 WIDTH = 7.2  # inches: of a text page, and readable in a README
 LOG_RANGE = 12  # of a log-Mel picture, down from its largest value
@@ -348,26 +348,32 @@ def convergence(experiments, args):
 
 
 def time_complexity(experiments, args):
-    """What a DMEL run costs, in fixed windows: the paper's cost model, and seconds measured."""
+    """What a DMEL run costs beside a search: the paper's cost model, and epochs measured here.
+
+    Measured are the costs in results/cost.json, of `python -m benchmarks cost`.
+    """
     figure = Figure(figsize=(WIDTH, 2.8))
-    axes = figure.subplots(1, 3)
-    counts = np.arange(1, 60)
+    axes = figure.subplots(1, 3, sharey=True)
+    counts = np.arange(1, 61)
     for axis, c1 in zip(axes, (0.0001, 0.9999), strict=False):
-        for seconds in (0.020, 0.300):
+        for seconds in (0.010, 0.020, 0.300):
             ratios = [cost_ratio(seconds, n, c1) for n in counts]
             axis.plot(counts, ratios, label=f"from {1000 * seconds:.0f} ms")
-    for results in experiments.values():
-        ratio = fixed_runs(results.trials)
-        if ratio.n:
-            axes[2].plot(counts, ratio.mean / counts, label=results.name)
+    for row in read_costs(Storage(args.ray_results_dir)):
+        of_one = SEARCHED_WINDOWS * row["quotient"]
+        axes[2].plot(counts, of_one / counts, label=row["experiment"])
 
-    titles = ("model: network dominates", "model: spectrogram dominates", "measured")
+    titles = (
+        "model, $C_1$ = 0.0001:\nthe network dominates",
+        "model, $C_1$ = 0.9999:\nthe spectrogram dominates",
+        "measured,\nnothing cached",
+    )
     for axis, title in zip(axes, titles, strict=True):
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(title=title, yscale="log", xlabel="number D of fixed windows")
-        axis.set_ylabel("cost of DMEL / of D windows")
         if len(axis.lines) > 1:
             axis.legend()
+    axes[0].set_ylabel("cost of DMEL / of D windows")
     return figure
 
 

@@ -10,29 +10,37 @@ than the seed are never averaged.
 """
 
 import argparse
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from config import InputError, run
+from datasets import DATASETS
 from results import Storage
 from summary import (
     EXPERIMENTS,
     Interval,
     cells,
     difference,
-    fixed_runs,
     identity,
     markdown_table,
+    papers_experiment,
+    papers_row,
     read_all,
+    read_costs,
+    read_paper,
     window_text,
 )
 
 MIN_RUNS = 5  # fewer do not decide a claim
 ABOUT_THE_SAME = 2  # percentage points
 NEAR = 1.5  # λ is near sigma_ref within this factor
-A_FEW = 5  # fixed windows
+HALF = 0.5  # of the cost of a search over ten windows
+TWICE = 2  # as many iterations
+SHOWN_RATES = (30.0, 0.1)  # of SGD: those that come near the paper's iterations
 
 
 def main():
@@ -54,6 +62,12 @@ def main():
         default=[],
         help="print B − A of two experiments too; may be given several times",
     )
+    parser.add_argument(
+        "--latex",
+        choices=["table", "original"],
+        default="table",
+        help="a table that compiles, or the rows of the original software (table)",
+    )
     args = parser.parse_args()
 
     storage = Storage(args.ray_results_dir)
@@ -65,15 +79,16 @@ def main():
     experiments = read_all(storage, named)
     check_named(named, experiments)
 
+    paper = read_paper()
     rows = []
-    for name in args.experiment or experiments:
-        results = experiments[name]
+    shown = [experiments[name] for name in args.experiment or experiments]
+    for results in shown:
         print_notes(results)
         if len(results.trials):
-            rows += print_tables(results)
+            rows += print_tables(results, paper, args.latex)
     for first, second in args.compare:
         print_comparison(experiments[first], experiments[second])
-    print_claims([experiments[name] for name in args.experiment or experiments])
+    print_claims(shown, paper, read_costs(storage), read_rates(storage))
 
     if args.csv:
         content = pd.DataFrame(rows).to_csv(index=False)
@@ -144,10 +159,13 @@ def versions_note(*several):
 # Tables
 
 
-def print_tables(results):
+def print_tables(results, paper, latex):
     """Prints the tables of an experiment; returns them once more, a dict for each row."""
-    rows = table_rows(results)
-    print("\n".join(["", *latex_lines(results, rows), ""]))
+    rows = table_rows(results, paper)
+    lines = latex_table(results, rows)
+    if latex == "original":
+        lines = original_rows(results, rows)
+    print("\n".join(["", *lines, ""]))
     print(markdown_of(results, rows))
     print()
 
@@ -157,50 +175,72 @@ def print_tables(results):
         if gain.n:
             gains.append((cell.model, cell.init, f"{gain.mean:+z.1f}", gain.n, gain.bounds()))
     if gains:
-        headings = (
-            "Model",
-            "init",
-            f"{results.trained_method} − baseline, points",
-            "n",
-            "95 % interval",
-        )
+        method = results.trained_method
+        headings = ("Model", "init", f"{method} − baseline, points", "n", "95 % interval")
         print(f"{markdown_table(headings, gains)}\n")
     return rows
 
 
-def table_rows(results):
-    """A dict for each half of each cell: what a row of the tables tells."""
+def table_rows(results, paper):
+    """A dict for each half of each cell: what a row tells, the paper's numbers beside ours."""
+    experiment = papers_experiment(results)
     rows = []
     for number, cell in enumerate(cells(results.trials)):
+        gain = difference(cell.trained, cell.fixed, "accuracy")
         for method, trials in cell.halves():
             est = cell.init
             if method != "baseline":
                 windows = trials["window"]
                 est = window_text(results.in_samples, windows.min(), windows.max())
             accuracy = Interval(trials["accuracy"]).within(0, 100)
-            rows.append(
-                {
-                    "experiment": results.name,
-                    "cell": number,
-                    "model": cell.model,
-                    "init": cell.init,
-                    "est": est,
-                    "method": method,
-                    **vars(accuracy),
-                }
-            )
+            row = {
+                "experiment": results.name,
+                "cell": number,
+                "model": cell.model,
+                "init": cell.init,
+                "est": est,
+                "method": method,
+                **vars(accuracy),
+                "significant": is_better(gain, method),
+                "paper_est": "",
+                "paper_mean": np.nan,
+                "paper_deviation": np.nan,
+            }
+            reported = papers_row(paper, experiment, cell, method)
+            if reported is not None:
+                row["paper_mean"] = reported["accuracy_mean"]
+                row["paper_deviation"] = reported["accuracy_deviation"]
+                row["paper_est"] = cell.init
+                if method != "baseline":
+                    limits = (reported["est_low"], reported["est_high"])
+                    row["paper_est"] = window_text(results.in_samples, *limits)
+            rows.append(row)
     return rows
 
 
-def accuracy_text(row, plus_minus="±"):
-    """Mean and standard deviation, as in the paper."""
-    text = f"{row['mean']:.1f}"
-    if row["n"] > 1:
-        text += f" {plus_minus} {row['deviation']:.1f}"
+def is_better(gain, method):
+    """Whether a half of a cell is the significantly better one: DMEL where its gain is positive.
+
+    By a two-sided paired t-test over runs, p < 0.05, which is a 95 % interval without 0.
+    """
+    if gain.n < MIN_RUNS:
+        return False
+    if method == "baseline":
+        return bool(gain.high < 0)
+    return bool(gain.low > 0)
+
+
+def accuracy_text(mean, deviation, plus_minus="±"):
+    """Mean and standard deviation, as in the paper; empty for no mean."""
+    if np.isnan(mean):
+        return ""
+    text = f"{mean:.1f}"
+    if not np.isnan(deviation):
+        text += f" {plus_minus} {deviation:.1f}"
     return text
 
 
-def latex_lines(results, rows):
+def original_rows(results, rows):
     """The rows in LaTeX, in the format of the original software."""
     symbol = r"$\lambda_{%s}$" if results.in_samples else r"$l_{\lambda_{%s}}$"
     lines = [
@@ -208,27 +248,81 @@ def latex_lines(results, rows):
         r"\hline \hline",
     ]
     for number, row in enumerate(rows):
-        accuracy = accuracy_text(row, r"\pm")
-        values = [row["model"].replace("_", r"\_"), row["init"], row["est"], row["method"]]
+        accuracy = accuracy_text(row["mean"], row["deviation"], r"\pm")
+        values = [escaped(row["model"]), row["init"], row["est"], row["method"]]
         lines.append(" & ".join([*values, rf"${accuracy}$ \\"]))
-        is_last = number + 1 == len(rows)
-        if is_last or rows[number + 1]["cell"] != row["cell"]:
+        if ends_cell(rows, number):
             lines.append(r"\hline")
     return lines
 
 
+def latex_table(results, rows):
+    """A LaTeX table that compiles by itself, the paper's numbers beside ours where it has them."""
+    with_paper = any(row["paper_est"] for row in rows)
+    symbol = r"$\lambda_{\mathrm{%s}}$" if results.in_samples else r"$l_{\lambda,\mathrm{%s}}$"
+    headings = ["Model", symbol % "init", symbol % "est", "Method", "Accuracy, \\%", "$n$"]
+    if with_paper:
+        headings += [f"{symbol % 'est'}, paper", "Accuracy, \\%, paper"]
+
+    name = escaped(results.name)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{name}: mean $\pm$ standard deviation over $n$ runs. Bold face: the better of "
+        r"a pair, where a two-sided paired $t$-test over runs gives $p < 0.05$, from five runs on.}",
+        rf"\begin{{tabular}}{{{'l' * len(headings)}}}",
+        r"\hline",
+        " & ".join(headings) + r" \\",
+        r"\hline",
+    ]
+    for number, row in enumerate(rows):
+        accuracy = f"${accuracy_text(row['mean'], row['deviation'], chr(92) + 'pm')}$"
+        if row["significant"]:
+            accuracy = rf"{{\boldmath{accuracy}}}"
+        values = [escaped(row["model"]), row["init"], row["est"], row["method"], accuracy]
+        values.append(str(row["n"]))
+        if with_paper:
+            values.append(row["paper_est"])
+            reported = accuracy_text(row["paper_mean"], row["paper_deviation"], r"\pm")
+            values.append(f"${reported}$" if reported else "")
+        lines.append(" & ".join(values) + r" \\")
+        if ends_cell(rows, number):
+            lines.append(r"\hline")
+    return [*lines, r"\end{tabular}", r"\end{table}"]
+
+
+def ends_cell(rows, number):
+    """Whether a row is the last one of its cell."""
+    return number + 1 == len(rows) or rows[number + 1]["cell"] != rows[number]["cell"]
+
+
+def escaped(text):
+    """Text for LaTeX."""
+    return text.replace("_", r"\_").replace("%", r"\%")
+
+
 def markdown_of(results, rows):
-    """The rows as a Markdown table, with the number of runs and the interval of the mean."""
+    """The rows as a Markdown table, with number of runs, interval, and the paper's numbers."""
     unit = "λ {}, samples" if results.in_samples else "window {}"
-    headings = ("Model", unit.format("init"), unit.format("est"), "Method", "Accuracy, %", "n")
+    headings = ["Model", unit.format("init"), unit.format("est"), "Method", "Accuracy, %", "n"]
+    headings.append("95 % interval")
+    with_paper = any(row["paper_est"] for row in rows)
+    if with_paper:
+        headings += ["paper: est", "paper: accuracy, %"]
+
     lines = []
     for row in rows:
+        values = [row["model"], row["init"], row["est"], row["method"]]
+        values += [accuracy_text(row["mean"], row["deviation"]), row["n"]]
         bounds = ""
         if not np.isnan(row["low"]):
             bounds = f"{row['low']:.1f} to {row['high']:.1f}"
-        values = (row["model"], row["init"], row["est"], row["method"])
-        lines.append((*values, accuracy_text(row), row["n"], bounds))
-    return markdown_table((*headings, "95 % interval"), lines)
+        values.append(bounds)
+        if with_paper:
+            values.append(row["paper_est"])
+            values.append(accuracy_text(row["paper_mean"], row["paper_deviation"]))
+        lines.append(values)
+    return markdown_table(headings, lines)
 
 
 # Comparison of two experiments
@@ -289,51 +383,181 @@ def comparison(first, second):
 
 # Claims of the paper
 
+# Where λ goes by the paper: limits of the mean window from every start, ms or samples.
+GOES_TO = {
+    "time_frequency": (6.38 / NEAR, 6.38 * NEAR),
+    "audio_mnist": (200, 1000),  # several hundred ms
+    "esc50": (25, 150),
+}
+POOR_WINDOWS = {"esc50": (10, 300), "audio_mnist": (10, 35), "time_frequency": (1.3, 31.9)}
 
-def print_claims(experiments):
-    """Prints what the paper's experiments say about its claims, where nothing else varies."""
-    rows = []
+
+def print_claims(experiments, paper, costs, rates):
+    """Prints the table of the paper's five claims: what each rests on, and what we measured.
+
+    costs: of read_costs. rates: of read_rates.
+    """
+    of_the_paper = {}
     for results in experiments:
-        if results.name in EXPERIMENTS and len(results.trials) and not results.varying:
-            for claim in claims(results):
-                rows.append((results.name, *claim))
-    if rows:
-        headings = ("experiment", "DMEL", "measured (95 % interval)", "n", "verdict")
-        print(f"Claims of the paper:\n\n{markdown_table(headings, rows)}\n")
+        experiment = papers_experiment(results)
+        if experiment is not None and results.name == experiment:
+            of_the_paper[experiment] = results
+    if not of_the_paper or paper.empty:
+        return
 
-
-def claims(results):
-    """Claims of the paper: (claim, what was measured, in how many runs, verdict)."""
-    both = [cell for cell in cells(results.trials) if len(cell.trained) and len(cell.fixed)]
-    best = max((cell.fixed["accuracy"].mean() for cell in both), default=0)
-    for cell in both:
-        gain = difference(cell.trained, cell.fixed, "accuracy")
-        if gain.n == 0:
+    rows = []
+    for experiment in EXPERIMENTS:
+        results = of_the_paper.get(experiment)
+        if results is None:
+            rows.append(("1, 2, 3", experiment, "", "", "", "", "not run"))
             continue
-        least = 0
-        claim = "more accurate than the baseline from a poor window"
-        if cell.fixed["accuracy"].mean() == best and len(both) > 1:
-            least = -ABOUT_THE_SAME
-            claim = (
-                f"at most {ABOUT_THE_SAME} points less accurate than the baseline from the best "
-                "window"
+        rows += accuracy_claims(experiment, results, paper)
+        rows.append(window_claim(experiment, results, paper))
+    rows += cost_claims(costs)
+    rows += rate_claims(rates, paper)
+    headings = ("claim", "experiment, start", "paper", "measured (95 % interval)", "n", "data")
+    print(f"Claims of the paper:\n\n{markdown_table((*headings, 'verdict'), rows)}\n")
+    print(CLAIMS)
+
+
+CLAIMS = f"""\
+1: from a poor initial window a trained one is more accurate than the baseline, points. 2: from a
+suitable one it is at most {ABOUT_THE_SAME} points less accurate. 3: where λ goes, (min, max) of
+the runs from each start. 4: a DMEL run costs half of a search over 10 fixed windows, or less,
+nothing cached. 5: the short initial window converges twice as fast, or faster. A claim holds, or
+does not hold, where the whole 95 % interval says so, from {MIN_RUNS} runs on.
+"""
+
+
+def accuracy_claims(experiment, results, paper):
+    """Rows of claims 1 and 2, one for each initial window of the paper."""
+    rows = []
+    for cell in cells(results.trials):
+        trained = papers_row(paper, experiment, cell, results.trained_method)
+        fixed = papers_row(paper, experiment, cell, "baseline")
+        gain = difference(cell.trained, cell.fixed, "accuracy")
+        if trained is None or gain.n == 0:
+            continue
+        is_poor = any(abs(window - trained["init"]) < 1e-6 for window in POOR_WINDOWS[experiment])
+        claim = "1" if is_poor else "2"
+        least = 0 if is_poor else -ABOUT_THE_SAME
+        reported = trained["accuracy_mean"] - fixed["accuracy_mean"]
+        rows.append(
+            (
+                claim,
+                f"{experiment}, {cell.init}",
+                f"{reported:+z.1f}",
+                gain.text("+z.1f"),
+                gain.n,
+                data_text(experiment, results),
+                verdict(gain, least, np.inf),
             )
-        measured = f"{gain.text('+z.1f')} points"
-        yield f"{claim}, {cell.init}", measured, gain.n, verdict(gain, least, np.inf)
+        )
+    return rows
 
-    if "config/sigma_ref" in results.trials and results.in_samples:
-        sigma = results.trials["config/sigma_ref"].iloc[0]
-        for cell in cells(results.trials):
-            if len(cell.trained) and not sigma / NEAR < cell.init_window < sigma * NEAR:
-                values = Interval(cell.trained["window"])
-                answer = verdict(values, sigma / NEAR, sigma * NEAR)
-                claim = f"comes near λ = {sigma:g} from {cell.init_window:.1f}"
-                yield claim, f"λ = {values.text()}", values.n, answer
 
-    cost = fixed_runs(results.trials)
-    if cost.n:
-        claim = f"costs less than {A_FEW} fixed windows"
-        yield claim, f"as much as {cost.text()}", cost.n, verdict(cost, -np.inf, A_FEW)
+def window_claim(experiment, results, paper):
+    """The row of claim 3: where λ goes from all starts."""
+    least, most = GOES_TO[experiment]
+    measured = []
+    reported = []
+    answers = []
+    counts = []
+    for cell in cells(results.trials):
+        row = papers_row(paper, experiment, cell, results.trained_method)
+        if row is None or len(cell.trained) == 0:
+            continue
+        windows = cell.trained["window"]
+        measured.append(window_text(results.in_samples, windows.min(), windows.max()))
+        reported.append(window_text(results.in_samples, row["est_low"], row["est_high"]))
+        answers.append(verdict(Interval(windows), least, most))
+        counts.append(len(windows))
+
+    answer = "undecided"
+    if "does not hold" in answers:
+        answer = "does not hold"
+    elif "not enough runs" in answers:
+        answer = "not enough runs"
+    elif set(answers) == {"holds"}:
+        answer = "holds"
+    unit = "samples" if results.in_samples else "ms"
+    goal = f"{experiment}, all starts: {least:.4g} to {most:.4g} {unit}"
+    data = data_text(experiment, results)
+    texts = ("; ".join(reported), "; ".join(measured))
+    return ("3", goal, *texts, min(counts, default=0), data, answer)
+
+
+def data_text(experiment, results):
+    """On what the results were trained, where that is not the paper's data."""
+    if experiment == "time_frequency":
+        return "the paper's"
+    complete = DATASETS[experiment].n_recordings
+    if results.n_recordings is None:
+        return "not recorded"
+    if results.n_recordings == complete:
+        return "the paper's"
+    return f"not the paper's: {results.n_recordings} recordings, not {complete}"
+
+
+def cost_claims(costs):
+    """Rows of claim 4, one for each experiment that `python -m benchmarks cost` measured."""
+    if not costs:
+        return [("4", "", "about 0.5", "", "", "", "not run")]
+    rows = []
+    for row in costs:
+        quotients = Interval(row["quotients"])
+        measured = f"{quotients.mean:.2f} ({quotients.low:.2f} to {quotients.high:.2f})"
+        answer = verdict(quotients, -np.inf, HALF)
+        rows.append(("4", row["experiment"], "about 0.5", measured, quotients.n, "", answer))
+    return rows
+
+
+def rate_claims(rates, paper):
+    """Rows of claim 5: the ratio of iterations, for each way to compute the error."""
+    reported = paper[paper["experiment"] == "convergence_rate"].sort_values("init")
+    first, last = reported["iterations_mean"]
+    rows = []
+    if rates.empty:
+        return [("5", "", f"{last / first:.1f} times", "", "", "", "not run")]
+    for (normalized, pulses, rate), pair in rates.groupby(["normalize_window", "pulses", "rate"]):
+        short, long = pair.sort_values("init").to_dict("records")
+        fewest, most = mean_interval(short)
+        low = mean_interval(long)[0] / most
+        high = mean_interval(long)[1] / fewest
+        answer = "undecided"
+        if low >= TWICE:
+            answer = "holds"
+        elif high < TWICE:
+            answer = "does not hold"
+        window = "normalized window" if normalized else "window as it is"
+        ratio = long["iterations_mean"] / short["iterations_mean"]
+        rows.append(
+            (
+                "5",
+                f"{pulses} pulses, {window}, rate {rate:g}",
+                f"{last / first:.1f} times",
+                f"{ratio:.1f} times ({low:.1f} to {high:.1f})",
+                short["n"],
+                "the paper's",
+                answer,
+            )
+        )
+    return rows
+
+
+def mean_interval(row):
+    """The 95 % interval of the mean iterations in a row of the table."""
+    half = stdtrit(row["n"] - 1, 0.975) * row["iterations_deviation"] / np.sqrt(row["n"])
+    return row["iterations_mean"] - half, row["iterations_mean"] + half
+
+
+def read_rates(storage):
+    """The table that convergence_rate.py wrote, at the rates nearest to the paper's iterations."""
+    content = storage.read("convergence_rate/iterations.csv")
+    if content is None:
+        return pd.DataFrame()
+    rates = pd.read_csv(io.BytesIO(content))
+    return rates[rates["rate"].isin(SHOWN_RATES)]
 
 
 def verdict(values, least, most):

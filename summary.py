@@ -7,6 +7,7 @@ seed, and in whether the window is trained (DMEL) or kept (the baseline).
 import io
 import json
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,25 @@ from results import EPOCHS, MOVED_ASIDE, RECORD, TABLE
 WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
+PAPER = Path(__file__).with_name("results") / "paper.csv"
+PAPERS_MODELS = {
+    "esc50": "panns_cnn6",
+    "audio_mnist": "mel_linear_net",
+    "time_frequency": "linear_net",
+}
+# Keys that are off in the paper's experiments.
+BEYOND_THE_PAPER = (
+    "continuous",
+    "zero_floor",
+    "tf32",
+    "bf16",
+    "augment",
+    "pretrained",
+    "split",
+    "center_offset",
+)
 LEAST_FOR_INTERVAL = 3  # runs: with two, Student's t is wider than the scale of what is measured
+SEARCHED_WINDOWS = 10  # fixed ones, that a DMEL run is compared with in cost
 SAME = 1e-6  # relative difference within which numbers of configs are one
 
 # Columns of NAME.csv that must be there, and the limits of their numbers.
@@ -87,6 +106,7 @@ class Results(NamedTuple):
     trials: pd.DataFrame = pd.DataFrame(columns=["epochs"])  # of parse_trials; none without them
     in_samples: bool = True  # windows are given as λ, for want of a sample rate for 6λ in ms
     varying: tuple[str, ...] = ()  # keys, beside init_lambd and model_name, that tell cells apart
+    n_recordings: int | None = None  # trained on, where that is known
 
     @property
     def trained_method(self):
@@ -130,6 +150,49 @@ def cells(trials):
     return found
 
 
+# The paper
+
+
+def read_paper():
+    """Tables 2 to 5 of the paper, one row per cell: the columns of results/paper.csv.
+
+    Without that file, as where the scripts were copied alone, there are no rows.
+    """
+    if not PAPER.exists():
+        return pd.DataFrame(columns=["experiment", "init", "method"])
+    return pd.read_csv(PAPER)
+
+
+def papers_experiment(results):
+    """The experiment of the paper that Results are of, None where they are of none.
+
+    They are where their dataset and model are its own and all that goes beyond the paper is off.
+    The name makes no difference.
+    """
+    trials = results.trials
+    if results.varying or len(trials) == 0 or "config/dataset_name" not in trials:
+        return None
+    first = trials.iloc[0]
+    if PAPERS_MODELS.get(first["config/dataset_name"]) != first["config/model_name"]:
+        return None
+    for key in BEYOND_THE_PAPER:
+        value = first.get(f"config/{key}", False)
+        if not pd.isna(value) and value:
+            return None
+    return first["config/dataset_name"]
+
+
+def papers_row(paper, experiment, cell, method):
+    """The paper's row of a cell's half, None where it has none of that initial window."""
+    rows = paper[(paper["experiment"] == experiment) & (paper["method"] == method)]
+    for _, row in rows.iterrows():
+        # The paper gives λ with one decimal, as 1.3 for 1.276.
+        tolerance = 0.05 if row["unit"] == "samples" else 0.5
+        if abs(row["init"] - cell.init_window) < tolerance:
+            return row
+    return None
+
+
 # Statistics
 
 
@@ -138,17 +201,6 @@ def difference(first, second, column):
     first = first.groupby("config/seed")[column].mean()
     second = second.groupby("config/seed")[column].mean()
     return Interval((first - second).dropna())
-
-
-def fixed_runs(trials):
-    """Interval of how many fixed windows a DMEL run costs, by seed.
-
-    That is the quotient of the mean seconds over the initial windows of each.
-    """
-    is_trained = trials["config/trainable"]
-    trained = trials[is_trained].groupby("config/seed")["seconds"].mean()
-    fixed = trials[~is_trained].groupby("config/seed")["seconds"].mean()
-    return Interval((trained / fixed).dropna())
 
 
 # Text
@@ -225,9 +277,18 @@ def read_results(storage, name):
         return Results(name, n_trials, n_untested, max_epochs)
 
     varying, trials = with_cells(trials)
-    in_samples = "config/resample_rate" not in trials
+    n_recordings = record["n_recordings"] if record else None
+    if "recordings" in trials:
+        n_recordings = int(trials["recordings"].max())
     return Results(
-        name, max(n_trials, len(trials)), n_untested, max_epochs, trials, in_samples, varying
+        name=name,
+        n_trials=max(n_trials, len(trials)),
+        n_untested=n_untested,
+        max_epochs=max_epochs,
+        trials=trials,
+        in_samples="config/resample_rate" not in trials,
+        varying=varying,
+        n_recordings=n_recordings,
     )
 
 
@@ -252,15 +313,18 @@ def read(storage, name, parse):
 
 
 def parse_record(content):
-    """What experiment.json says of an experiment: n_trials, max_epochs, trials and finished.
+    """What experiment.json says: n_trials, max_epochs, n_recordings, trials and finished.
 
     trials: configs by key, None where all rows of NAME.csv belong, as in what --keep copies and in
     files of version 1. finished: last epochs by key.
     """
     record = json.loads(content)
     found = {"n_trials": 0, "max_epochs": None, "trials": None, "finished": {}}
+    found["n_recordings"] = None
     if "batches" in record:  # version 1
         found["n_trials"] = sum(batch["n_trials"] for batch in record["batches"])
+        if record.get("data"):
+            found["n_recordings"] = record["data"]["clips"]
     elif "trials" in record:
         found["trials"] = record["trials"]
         found["finished"] = record["finished"]
@@ -375,6 +439,14 @@ def parse_table(content, columns, sometimes=None, **options):
                 f"line {line}, column {column}: {value!r:.80} is no number from {low:g} to {high:g}"
             )
     return table
+
+
+def read_costs(storage):
+    """Rows of `python -m benchmarks cost --output=cost.json`, none where that is not there."""
+    content = storage.read("cost.json")
+    if content is None:
+        return []
+    return json.loads(content)["sections"]["cost"]["rows"]
 
 
 # Cells

@@ -172,7 +172,7 @@ def fill_disk(seconds, results):
 
 
 def edit_search_space(seconds, results):
-    """Another learning rate of λ, trained for some seconds, then killed; then the edit is undone."""
+    """Another learning rate of λ, trained for some seconds, killed, and the edit undone."""
     with tempfile.TemporaryDirectory() as folder:
         for path in ROOT.glob("*.py"):
             shutil.copy(path, folder)

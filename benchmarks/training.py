@@ -24,7 +24,9 @@ from benchmarks.measure import (
     recordings_of,
 )
 from config import read_search_space
+from summary import SEARCHED_WINDOWS
 
+COST_REPEATS = 5  # epochs that count, after one to warm up
 PRECISIONS = {"float32": {}, "TF32": {"tf32": True}, "bfloat16": {"bf16": True}}
 
 
@@ -62,6 +64,38 @@ def epoch_times(config, args):
 def clip_by_clip_times(config, args):
     data = datasets.load(config, recordings_of(config, args))
     return [clip_by_clip.epoch_seconds(config, data) for _ in range(config.max_epochs // 2)]
+
+
+def cost(args):
+    """Cost of a DMEL run, divided by that of a search among 10 fixed windows, nothing cached"""
+    for name in args.experiments:
+        space = read_search_space(name, 2 if args.tiny else 1 + COST_REPEATS)
+        windows = space["init_lambd"]["grid_search"]
+        is_slow = args.device == "cpu" and "esc50" in name  # a minute an epoch, whatever the window
+        if is_slow or args.tiny:
+            windows = windows[1:2]
+        times = {True: [], False: []}
+        for window in windows:
+            for trainable in times:
+                changes = {"init_lambd": window, "lr_tf": 0.0, "device": args.device}
+                config = first_config(space, trainable=trainable, **changes)
+                with fresh_process() as pool:
+                    _, *epochs = pool.submit(epoch_times_without_cache, config, args).result()
+                times[trainable].append(epochs)
+
+        trained = np.mean(times[True], axis=0)  # over the windows, for each repetition
+        fixed = np.mean(times[False], axis=0)
+        row = {"experiment": name, "DMEL, s": statistics.median(trained)}
+        row["fixed, s"] = statistics.median(fixed)
+        row["quotient"] = statistics.median(trained / (SEARCHED_WINDOWS * fixed))
+        row["quotients"] = (trained / (SEARCHED_WINDOWS * fixed)).tolist()
+        yield row
+
+
+def epoch_times_without_cache(config, args):
+    """Seconds of each epoch, where features of a fixed window are computed anew in each."""
+    with mock.patch.object(train, "fixed_features", lambda *_: None):
+        return epoch_times(config, args)
 
 
 def step(args):
@@ -158,4 +192,4 @@ class OperatorCounter(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-SECTIONS = (epoch, step, operators)
+SECTIONS = (epoch, cost, step, operators)

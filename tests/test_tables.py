@@ -1,6 +1,7 @@
 """produce_tables.py and produce_figures.py, on results made up so that the answers are known."""
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_tables_of_the_paper(output, tmp_path):
     write_csv(
         tmp_path, "esc50", rows, **{"config/model_name": "panns_cnn6", "config/resample_rate": 8000}
     )
-    tables = output(produce_tables)
+    tables = output(produce_tables, "--latex=original")
     assert (
         r"""
 Model & $l_{\lambda_{init}}$ & $l_{\lambda_{est}}$ & Method & Accuracy \\
@@ -119,7 +120,7 @@ def test_trials_that_differ_in_another_key_than_the_seed_have_rows_of_their_own(
     write_csv(tmp_path, "time_frequency", ROWS, **{"config/model_name": ["mlp_net", "linear_net"]})
     differing = {"config/lr_model": [0.1, 0.2], "config/split": [None, "folds"]}
     write_csv(tmp_path, "other", ROWS, **differing)
-    tables = output(produce_tables)
+    tables = output(produce_tables, "--latex=original")
     rows = [
         r"LinearNet & 5.0 & 5.0 & baseline & $70.0$ \\",
         r"\hline",
@@ -168,30 +169,93 @@ def test_without_results_tables_name_the_folder(output, tmp_path):
         output(produce_tables)
 
 
+def claims(tables):
+    """(claim, start, paper, measured, n, data, verdict) of each row on audio_mnist."""
+    rows = []
+    for line in tables.split("Claims of the paper")[1].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 7 and cells[1].startswith("audio_mnist"):
+            rows.append(cells)
+    return rows
+
+
 def verdicts(tables):
-    return [
-        line.split(" | ")[-1].strip(" |")
-        for line in tables.splitlines()
-        if line.startswith("| audio_mnist")
-    ]
+    return [row[-1] for row in claims(tables)]
 
 
 def test_claims_are_decided_by_paired_differences(output, tmp_path):
-    write_experiment(tmp_path)
+    write_experiment(tmp_path, recordings=3000)
     tables = output(produce_tables, "--csv", tmp_path / "tables.csv")
     bounds = summary.Interval([8.0 + 0.1 * seed for seed in range(5)]).bounds()
     assert f"| LNet | 10 ms | +8.2 | 5 | {bounds} |" in tables
-    assert verdicts(tables) == ["holds", "holds", "does not hold", "holds"]
-    assert "from the best window, 35 ms" in tables and "as much as 3.0 (3.0 to 3.0)" in tables
+    other_data = "not the paper's: 3000 recordings, not 30000"
+    assert claims(tables) == [
+        ["1", "audio_mnist, 10 ms", "+5.6", f"+8.2 ({bounds})", "5", other_data, "holds"],
+        ["1", "audio_mnist, 35 ms", "+3.1", "+0.2 (0.0 to 0.4)", "5", other_data, "holds"],
+        ["2", "audio_mnist, 300 ms", "+0.0", "-0.8 (-1.0 to -0.6)", "5", other_data, "holds"],
+        [
+            "3",
+            "audio_mnist, all starts: 200 to 1000 ms",
+            "(314, 442) ms; (398, 484) ms; (516, 608) ms",
+            "(120, 120) ms; (120, 120) ms; (120, 120) ms",
+            "5",
+            other_data,
+            "does not hold",
+        ],
+    ]
+    assert "| 1, 2, 3 | esc50 |  |  |  |  | not run |" in tables
     rows = pd.read_csv(tmp_path / "tables.csv")
-    assert len(rows) == 6 and rows["mean"].tolist() == pytest.approx(
-        [70.2, 62.0, 72.2, 72.0, 66.2, 67.0]
-    )
+    means = [70.2, 62.0, 72.2, 72.0, 66.2, 67.0]
+    assert len(rows) == 6 and rows["mean"].tolist() == pytest.approx(means)
+    assert rows["paper_mean"].tolist() == [94.9, 89.3, 95.0, 91.9, 95.3, 95.3]
 
 
 def test_a_claim_is_open_where_its_interval_is_on_both_sides(output, tmp_path):
-    write_experiment(tmp_path, spread=0.01)  # 300 ms: -1 to 3 points
-    assert verdicts(output(produce_tables)) == ["holds", "holds", "undecided", "holds"]
+    write_experiment(tmp_path, spread=0.02)  # 35 ms: 0 to 8 points
+    assert verdicts(output(produce_tables))[1] == "undecided"
+
+
+def test_cost_is_decided_by_the_interval_of_its_repetitions(output, tmp_path):
+    write_experiment(tmp_path)
+    assert "| 4 |  | about 0.5 |  |  |  | not run |" in output(produce_tables)
+    rows = [
+        {"experiment": "audio_mnist", "quotients": [0.1, 0.11, 0.12, 0.11, 0.1]},
+        {"experiment": "esc50", "quotients": [0.4, 0.6, 0.5, 0.45, 0.55]},
+    ]
+    (tmp_path / "cost.json").write_text(json.dumps({"sections": {"cost": {"rows": rows}}}))
+    tables = output(produce_tables)
+    assert "| 4 | audio_mnist | about 0.5 | 0.11 (0.10 to 0.12) | 5 |  | holds |" in tables
+    assert "| 4 | esc50 | about 0.5 | 0.50 (0.40 to 0.60) | 5 |  | undecided |" in tables
+
+
+def test_the_papers_numbers_stand_beside_ours(output, tmp_path):
+    write_experiment(tmp_path, "of_any_name")
+    tables = output(produce_tables)
+    row = "| LNet | 35 ms | (120, 120) ms | DMEL | 72.2 ± 1.7 | 5 | 70.0 to 74.4 |"
+    assert f"{row} (398, 484) ms | 95.0 ± 0.8 |" in tables
+    assert (
+        r"& (398, 484) ms & $95.0 \pm 0.8$ \\" in tables and r"\begin{tabular}{llllllll}" in tables
+    )
+
+    change_table(tmp_path, "of_any_name", zero_floor=True)  # no longer the paper's experiment
+    tables = output(produce_tables)
+    assert f"{row}\n" in tables and r"\begin{tabular}{llllll}" in tables
+
+
+def test_latex_tables_have_as_many_columns_everywhere_and_bold_face_for_the_better(
+    output, tmp_path
+):
+    write_experiment(tmp_path)
+    lines = output(produce_tables).split(r"\begin{tabular}{llllllll}")[1]
+    lines = lines.split(r"\end{tabular}")[0].splitlines()
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert len(rows) == 7 and {line.count("&") for line in rows} == {7}
+    bold = [line.split(" & ")[3] for line in rows if "boldmath" in line]
+    assert bold == ["DMEL", "DMEL", "baseline"]  # +8.2, +0.2 (0.0 to 0.4), -0.8 (-1.0 to -0.6)
+
+    write_experiment(tmp_path / "few", n_runs=4)
+    flags = ["--ray_results_dir", tmp_path / "few"]
+    assert "boldmath" not in output(produce_tables, *flags)
 
 
 def test_few_runs_decide_nothing_and_cut_and_failed_trials_are_counted(output, tmp_path):
