@@ -49,6 +49,7 @@ HEADINGS = (
     "ratio",
     "signals",
 )
+TABLE = "iterations.csv"  # NAME/NAME.csv would be taken for trials by produce_tables.py
 PAPER_TABLE = Path(__file__).with_name("results") / "paper.csv"
 
 
@@ -77,7 +78,7 @@ def main():
 
     table = pd.DataFrame([summary_of(some, args.max_iterations) for some in descents])
     print_tables(table, paper)
-    output.write("convergence_rate.csv", table.to_csv(index=False))
+    output.write(TABLE, table.to_csv(index=False))
 
     panels = [(True, rate) for rate in args.rates[:1]]
     panels += [(False, rate) for rate in args.rates_not_normalized[:1]]
@@ -86,7 +87,7 @@ def main():
         content = io.BytesIO()
         figure.savefig(content, format=suffix, metadata={"CreationDate": None})
         output.write(f"convergence_rate.{suffix}", content.getvalue())
-    print(f"{output.address}/convergence_rate.csv, .png and .pdf", file=sys.stderr)
+    print(f"{output.address}: {TABLE}, convergence_rate.png and .pdf", file=sys.stderr)
 
 
 def parse_arguments():

@@ -156,11 +156,11 @@ QUICK = ("--rates", 100, "--rates_not_normalized", 0.3, "--n_signals", 2)
 def test_script_prints_tables_and_writes_files(script, tmp_path):
     text = script(*QUICK)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "convergence_rate.csv",
+        "iterations.csv",
         "convergence_rate.png",
         "convergence_rate.pdf",
     }
-    table = pd.read_csv(tmp_path / "convergence_rate.csv")
+    table = pd.read_csv(tmp_path / "iterations.csv")
     assert list(table["rate"]) == 4 * [100] + 4 * [0.3]
     assert list(table["normalize_window"]) == 4 * [True] + 4 * [False]
     assert list(table["pulses"]) == 2 * (2 * ["centred"] + 2 * ["displaced"])
@@ -175,15 +175,15 @@ def test_script_prints_tables_and_writes_files(script, tmp_path):
     latex = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert r"75.5 $\pm$ 1.3 & 186.0 $\pm$ 37.8" in latex[0] and len(latex) == 1 + 4
 
-    content = (tmp_path / "convergence_rate.csv").read_bytes()
+    content = (tmp_path / "iterations.csv").read_bytes()
     assert script(*QUICK) == text
-    assert (tmp_path / "convergence_rate.csv").read_bytes() == content
+    assert (tmp_path / "iterations.csv").read_bytes() == content
 
 
 def test_signals_that_do_not_arrive_are_told(script, tmp_path):
     flags = ("--rates", 100, "--rates_not_normalized", "--n_signals", 4, "--seed", 3)
     text = script(*flags, "--max_iterations", 30)
-    table = pd.read_csv(tmp_path / "convergence_rate.csv")
+    table = pd.read_csv(tmp_path / "iterations.csv")
     centred, displaced = table[table["init"] == 1.276].to_dict("records")
     assert 0 < centred["n_not_arrived"] < 4  # phases decide
     assert displaced["n_not_arrived"] == 4 and np.isnan(displaced["iterations_mean"])
