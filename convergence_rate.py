@@ -98,8 +98,8 @@ def parse_arguments():
         "--rates",
         type=float,
         nargs="*",
-        default=[30, 10, 100],
-        help="learning rates of λ with normalize_window=True (30 10 100); the figure has the first",
+        default=[30, 100, 300],
+        help="learning rates of λ with normalize_window=True (30 100 300); the figure has the first",
     )
     parser.add_argument(
         "--rates_not_normalized",
