@@ -173,9 +173,9 @@ def features_and_derivative(
     return log_mel(M), log_mel_derivative(M, dM)
 
 
-# 2. How it is computed: in blocks of frames, so that what the equations leave on their way, windowed
-# frames, S, dS, P and dP, stays in the caches of the processor. For a whole batch of long windows
-# that would be more than a gigabyte.
+# 2. How it is computed: in blocks of frames. What the equations leave on their way (windowed
+# frames, S, dS, P, dP) then stays in the caches of the processor. For a whole batch of long windows
+# it would be more than a gigabyte.
 
 # Samples of windowed frames of a block, for each thread: 2 MiB of float32.
 CPU_BLOCK = 2**19
