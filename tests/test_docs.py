@@ -44,7 +44,16 @@ SCRIPTS = (
     "benchmarks",
 )
 FLAGS_GO_TO = {"run_experiments": "main", "run_test_predictions": "predict_test"}
-OTHERS = {"export", "pip", "ray", "tensorboard", "cd", "for", ".", "git"}  # programs whose flags are not ours
+OTHERS = {
+    "export",
+    "pip",
+    "ray",
+    "tensorboard",
+    "cd",
+    "for",
+    ".",
+    "git",
+}  # programs whose flags are not ours
 FLAGS_OF_OTHERS = {
     "--slow",
     "--strict",
@@ -95,7 +104,9 @@ def test_links_lead_somewhere_and_no_folder_of_one_machine_is_named(name):
 def test_lines_of_pages_are_no_longer_than_120():
     for name, page in PAGES.items():
         long = [line for line in without_blocks(page).splitlines() if len(line) > 120]
-        assert [line for line in long if not line.startswith("|") and "https://" not in line] == [], name
+        assert [
+            line for line in long if not line.startswith("|") and "https://" not in line
+        ] == [], name
 
 
 def test_tables_of_files_are_those_of_the_repository():

@@ -28,16 +28,15 @@ def config_of(space, **changes):
 @pytest.mark.parametrize("space", EXPERIMENTS)
 def test_forward_with_fake_cuda_tensors(space):
     config = config_of(space, augment=True)
-    n_fft, real_filters = dmel.fft_size(config.init_lambd), dmel.mel_filters
+    n_fft = dmel.fft_size(config.init_lambd)
+    real_filters = dmel.mel_filters
 
-    def filters(
-        n_fft, continuous, n_groups, target, *settings
-    ):  # fake ones have no values to look for bins in
+    def filters(*arguments):
+        # Fake ones have no values to look for bins in.
+        *settings, device, dtype = arguments
         with unset_fake_temporarily():
-            ranges, weights = real_filters(
-                n_fft, continuous, n_groups, ("cpu", torch.float32), *settings
-            )
-        return ranges, [torch.empty(group.shape).to(*target) for group in weights]
+            groups = real_filters(*settings, "cpu", dtype)
+        return [(bins, torch.empty(weights.shape).to(device, dtype)) for bins, weights in groups]
 
     with (
         FakeTensorMode(),

@@ -18,9 +18,12 @@ VARIATIONS = [
     {"continuous": True, "zero_floor": True},
     {"log": False},
 ]
-DIMENSIONS = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("time", min=HOP)},)
-SHAPES = [(5, 437), (1, 300), (2, HOP)]  # none of them EXAMPLE's
+BATCH = torch.export.Dim("batch")
+TIME = torch.export.Dim("time", min=HOP)
+DIMENSIONS = ({0: BATCH, 1: TIME},)
 EXAMPLE = (3, 310)
+# None of them is the example's.
+SHAPES = [(5, 437), (1, 300), (2, HOP)]
 
 
 @pytest.fixture(autouse=True)
@@ -39,45 +42,54 @@ def small_spectrogram():
 def assert_layers_numbers(features, layer, x):
     """To 1e-5: log-Mels by their difference, powers in relation to the largest."""
     expected = layer(x).detach()
-    scale = 1 if getattr(layer, "log", False) else expected.max().item()
+    is_log_mel = isinstance(layer, DMEL) and layer.log
+    scale = 1 if is_log_mel else expected.max().item()
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5 * scale)
 
 
 class Network(nn.Module):
     def __init__(self, layer, head):
         super().__init__()
-        self.layer, self.head = layer, head
+        self.layer = layer
+        self.head = head
 
     def forward(self, x):
         features = self.layer(x / 2)
         return 2 * self.head(features)
 
 
-@pytest.mark.parametrize(
-    ("network", "n_graphs"), [(Network, 2), (nn.Sequential, 0)]
-)  # PyTorch gives the latter up
+def gradients_of(network, x):
+    """The output of a network, and the gradients of its squares' sum in all parameters."""
+    outputs = network(x)
+    return outputs, torch.autograd.grad(outputs.square().sum(), list(network.parameters()))
+
+
+# PyTorch gives an nn.Sequential up.
+@pytest.mark.parametrize(("network", "n_graphs"), [(Network, 2), (nn.Sequential, 0)])
 def test_compiled_network_equals_eager(network, n_graphs):
-    backend, layer = CompileCounterWithBackend("aot_eager"), small_dmel()
+    layer = small_dmel()
     plain = network(layer, nn.Sequential(nn.Flatten(), nn.Linear(6 * 16, 3)))
-    eager, compiled, x = (
-        copy.deepcopy(plain),
-        torch.compile(plain, backend=backend),
-        torch.randn(4, 310),
-    )
+    eager = copy.deepcopy(plain)
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(plain, backend=backend)
+    x = torch.randn(4, 310)
     for lambd, n_fft in ((7.3, 64), (15.0, 128)):
-        with torch.no_grad():
-            layer.lambd.fill_(lambd)
-            next(eager.parameters()).fill_(lambd)
+        nn.init.constant_(layer.lambd, lambd)
+        nn.init.constant_(next(eager.parameters()), lambd)
         assert layer.n_fft == n_fft
         with torch._dynamo.config.patch(error_on_recompile=n_fft > 64):
-            outputs = compiled(x)
-        torch.testing.assert_close(outputs, eager(x))
-        gradients = torch.autograd.grad(outputs.square().sum(), list(plain.parameters()))
-        torch.testing.assert_close(
-            gradients, torch.autograd.grad(eager(x).square().sum(), list(eager.parameters()))
-        )
+            outputs, gradients = gradients_of(compiled, x)
+        torch.testing.assert_close((outputs, gradients), gradients_of(eager, x))
         assert gradients[0] != 0
     assert backend.frame_count == n_graphs
+
+
+def test_compiled_layer_equals_eager():
+    layer = small_dmel()
+    compiled = torch.compile(layer, backend="aot_eager")
+    for shape in ((4, 310), (2, 500)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(gradients_of(compiled, x), gradients_of(layer, x))
 
 
 def test_frozen_compiles_into_one_graph():
@@ -92,9 +104,8 @@ def test_frozen_compiles_into_one_graph():
 @pytest.mark.parametrize("arguments", VARIATIONS)
 def test_exported_frozen_layer(arguments):
     layer = small_dmel(**arguments)
-    exported = torch.export.export(
-        layer.frozen(), (torch.randn(EXAMPLE),), dynamic_shapes=DIMENSIONS
-    ).module()
+    example = (torch.randn(EXAMPLE),)
+    exported = torch.export.export(layer.frozen(), example, dynamic_shapes=DIMENSIONS).module()
     for shape in SHAPES:
         x = torch.randn(shape)
         assert_layers_numbers(exported(x), layer, x)
@@ -104,39 +115,39 @@ def test_frozen_of_the_clips_length():
     for layer in (small_spectrogram(), small_dmel(optimized=False)):
         with pytest.raises(ValueError, match="n_samples is missing"):
             layer.frozen()
-        frozen, x = layer.frozen(EXAMPLE[1]), torch.randn(5, EXAMPLE[1])
-        dimensions = ({0: DIMENSIONS[0][0]},)
-        exported = torch.export.export(
-            frozen, (torch.randn(EXAMPLE),), dynamic_shapes=dimensions
-        ).module()
-        for way in (
-            exported,
-            torch.jit.trace(frozen, torch.randn(EXAMPLE)),
-            torch.compile(frozen, backend="eager"),
-        ):
+        frozen = layer.frozen(EXAMPLE[1])
+        example = torch.randn(EXAMPLE)
+        exported = torch.export.export(frozen, (example,), dynamic_shapes=({0: BATCH},)).module()
+        traced = torch.jit.trace(frozen, example)
+        compiled = torch.compile(frozen, backend="eager")
+        x = torch.randn(5, EXAMPLE[1])
+        for way in (exported, traced, compiled):
             assert_layers_numbers(way(x), layer, x)
 
 
-@pytest.mark.parametrize("spectrogram", [False, True])
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # PyTorch's own
-def test_onnx_of_frozen_layer(spectrogram):
-    layer = small_spectrogram() if spectrogram else small_dmel(norm="slaney", normalize_window=True)
-    dimensions, shapes = (
-        (({0: DIMENSIONS[0][0]},), [(1, 310)]) if spectrogram else (DIMENSIONS, SHAPES)
-    )
-    frozen, example = layer.frozen(EXAMPLE[1]).eval(), torch.randn(EXAMPLE)
+# PyTorch's own warnings.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("layer", "dimensions", "shapes"),
+    [
+        (small_spectrogram(), ({0: BATCH},), [(1, EXAMPLE[1])]),
+        (small_dmel(norm="slaney", normalize_window=True), DIMENSIONS, SHAPES),
+        (small_dmel(zero_floor=True), DIMENSIONS, SHAPES),
+    ],
+)
+def test_onnx_of_frozen_layer(layer, dimensions, shapes):
+    frozen = layer.frozen(EXAMPLE[1]).eval()
+    example = (torch.randn(EXAMPLE),)
     program = torch.onnx.export(
-        frozen, (example,), dynamo=True, dynamic_shapes=dimensions, verbose=False
+        frozen, example, dynamo=True, dynamic_shapes=dimensions, verbose=False
     )
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    model = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
     for shape in shapes:
-        for x in (
-            torch.randn(shape),
-            torch.zeros(shape),
-        ):  # silence: the optimizer takes a constant 1e-10 for 0
-            (features,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        # Silence too: the exporter's optimizer takes a constant 1e-10 for 0.
+        for x in (torch.randn(shape), torch.zeros(shape)):
+            (features,) = session.run(None, {name: x.numpy()})
             assert_layers_numbers(torch.from_numpy(features), layer, x)
 
 
@@ -151,7 +162,8 @@ def test_traced_frozen_layer():
 
 
 def test_layer_itself_is_not_traced():
-    network, x = nn.Sequential(small_dmel(), nn.Flatten()), torch.randn(EXAMPLE)
+    network = nn.Sequential(small_dmel(), nn.Flatten())
+    x = torch.randn(EXAMPLE)
     sentence = r"a trace would keep the FFT size of the present λ: trace layer\.frozen\(\)"
     with pytest.raises(RuntimeError, match=sentence):
         torch.jit.trace(network, x)
@@ -164,18 +176,31 @@ def test_layer_itself_is_not_traced():
         torch.compile(network, fullgraph=True, backend="eager")(x)
 
 
+def test_layer_and_frozen_are_not_scripted():
+    layer = small_dmel()
+    for module in (layer, layer.frozen(), nn.Sequential(layer, nn.Flatten())):
+        with pytest.raises(
+            RuntimeError, match=r"use torch\.jit\.trace on layer\.frozen\(\) instead"
+        ):
+            torch.jit.script(module)
+
+
 @pytest.mark.parametrize("layer", [small_dmel(), small_spectrogram()])
 def test_frozen_is_a_module_of_buffers(layer):
-    frozen, x = layer.frozen(300), torch.randn(4, 300)
+    frozen = layer.frozen(300)
+    x = torch.randn(4, 300)
     expected = layer(x).detach()
-    assert not list(frozen.parameters()) and not frozen(x).requires_grad
-    with torch.no_grad():
-        layer.lambd.fill_(8.1)
+    assert not list(frozen.parameters())
+    assert not frozen(x).requires_grad
+
+    # A copy: the layer may train on.
+    nn.init.constant_(layer.lambd, 8.1)
+    torch.testing.assert_close(frozen(x), expected)
     other = layer.frozen(300)
     assert not torch.allclose(other(x), expected, rtol=1e-2)
-    torch.testing.assert_close(frozen(x), expected)  # a copy: the layer may train on
     other.load_state_dict(frozen.state_dict())
     torch.testing.assert_close(other(x), expected)
+
     network = nn.Sequential(copy.deepcopy(frozen)).bfloat16()
     assert {buffer.dtype for buffer in network.buffers()} == {torch.float32}
     narrow = x.bfloat16()
@@ -183,9 +208,19 @@ def test_frozen_is_a_module_of_buffers(layer):
     torch.testing.assert_close(frozen.double()(x.double()).float(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_state_loaded_into_a_frozen_layer_changes_no_other():
+    layer = small_dmel()
+    x = torch.randn(4, 300)
+    expected = layer.frozen()(x)
+    slaney = small_dmel(norm="slaney").frozen()
+    layer.frozen().load_state_dict(slaney.state_dict())
+    torch.testing.assert_close(layer.frozen()(x), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("lambd", "n_fft"), [(10.7, 64), (10.9, 128)])
 def test_frozen_differs_for_short_clips_alone(lambd, n_fft):
     layer = small_dmel(lambd)
-    short, longer = torch.randn(2, n_fft // 4), torch.randn(2, n_fft // 4 + 1)
+    short = torch.randn(2, n_fft // 4)
+    longer = torch.randn(2, n_fft // 4 + 1)
     assert not torch.allclose(layer.frozen()(short), layer(short), atol=0.1)
     assert_layers_numbers(layer.frozen()(longer), layer, longer)
