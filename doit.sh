@@ -77,6 +77,12 @@ tested=0
 sh "$here/run_test_predictions.sh" || tested=$?
 case $tested in 0 | 1) ;; *) exit "$tested" ;; esac
 
+echo "== Convergence rate"
+rates=
+[ "$*" != quick ] || rates="--rates 30 --rates_not_normalized 0.1 --n_signals 5"
+# shellcheck disable=SC2086 # flags
+"$PYTHON" "$here/convergence_rate.py" $rates --output_dir="$RAY_RESULTS_DIR/convergence_rate"
+
 echo "== Tables"
 "$PYTHON" "$here/produce_tables.py" --ray_results_dir="$RAY_RESULTS_DIR" \
     --csv="$RAY_RESULTS_DIR/tables.csv" >"$RAY_RESULTS_DIR/tables.txt.tmp"
@@ -86,12 +92,6 @@ cat "$RAY_RESULTS_DIR/tables.txt"
 echo "== Figures"
 "$PYTHON" "$here/produce_figures.py" --ray_results_dir="$RAY_RESULTS_DIR" \
     --data_base_dir="$DATA_DIR" --output_dir="$RAY_RESULTS_DIR/figures"
-
-echo "== Convergence rate"
-rates=
-[ "$*" != quick ] || rates="--rates 30 --rates_not_normalized 0.1 --n_signals 5"
-# shellcheck disable=SC2086 # flags
-"$PYTHON" "$here/convergence_rate.py" $rates --output_dir="$RAY_RESULTS_DIR/convergence_rate"
 
 echo "== Results"
 echo "$RAY_RESULTS_DIR/tables.txt"
