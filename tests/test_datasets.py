@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, shared
+from conftest import ROOT, whole_dataset, write_digits, write_sounds
 
 import datasets
 import search_spaces
@@ -181,21 +181,41 @@ def test_configs_that_lack_something(config, message):
     datasets.check(spoken_config(split=OWN))
 
 
+def load_whole(name, folder, n_points):
+    config = spoken_config(dataset_name=name, n_points=n_points)
+    data = datasets.load(config, datasets.recordings_of(config, folder))
+    assert data.clips.shape == (len(data.labels), n_points) and data.clips.isfinite().all()
+    assert 0.01 < data.clips.square().mean().sqrt() < 0.3
+    sizes = [len(indices) for indices in data.splits.values()]
+    return data, sizes
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "folder", "n_clips", "n_points", "sizes"),
+    ("name", "folder", "n_clips", "n_points", "expected_sizes"),
     [
-        ("audio_mnist", "data/AudioMNIST", 3000, 8000, [2000, 500, 500]),
-        ("esc50", "data/ESC-10", 400, 40000, [280, 40, 80]),
+        ("audio_mnist", "AudioMNIST", 3000, 8000, [2000, 500, 500]),
+        ("esc50", "ESC-10", 400, 40000, [280, 40, 80]),
     ],
 )
-def test_real_recordings(name, folder, n_clips, n_points, sizes, tmp_path, monkeypatch):
+def test_real_recordings(name, folder, n_clips, n_points, expected_sizes, tmp_path, monkeypatch):
     monkeypatch.setenv("DMEL_CACHE_DIR", str(tmp_path))
-    config = spoken_config(dataset_name=name, n_points=n_points)
-    data = datasets.load(config, datasets.recordings_of(config, shared(folder)))
-    assert data.clips.shape == (n_clips, n_points) and data.clips.isfinite().all()
-    assert [len(indices) for indices in data.splits.values()] == sizes
+    data, sizes = load_whole(name, whole_dataset(folder), n_points)
+    assert len(data.clips) == n_clips and sizes == expected_sizes
     assert set(data.labels.bincount().tolist()) <= {0, n_clips // 10}
-    assert 0.01 < data.clips.square().mean().sqrt() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "n_clips", "n_points", "expected_sizes"),
+    [
+        ("audio_mnist", write_digits, 60, 8000, [40, 10, 10]),
+        ("esc50", write_sounds, 10, 40000, [7, 1, 2]),
+    ],
+)
+def test_a_folder_of_recordings(name, write, n_clips, n_points, expected_sizes, tmp_path):
+    data, sizes = load_whole(name, write(tmp_path), n_points)
+    assert len(data.clips) == n_clips and sizes == expected_sizes
+    assert data.labels.bincount().tolist() == [n_clips // 10] * 10
 
 
 def test_help_and_preparation_need_no_torch(tmp_path):

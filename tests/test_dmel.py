@@ -1,14 +1,13 @@
 """The layer: golden vectors, derivatives, an independent implementation, invariants, limits."""
 
 import itertools
-import json
 import math
 
 import librosa
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import golden
 
 import dmel
 from dmel import (
@@ -37,43 +36,51 @@ def small_dmel(lambd=7.3, **arguments):
     ).double()
 
 
-def golden(name):
-    arrays = np.load(shared(f"golden/{name}.npz"))
-    tensors = {
-        key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files if key != "meta"
-    }
-    return tensors, json.loads(str(arrays["meta"]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LAYERS)
+def test_golden_layer(name, dtype):
+    tensors, meta = golden(name)
+    keys = ("hop_length", "normalize_window", "sample_rate", "n_mels", "f_min", "f_max")
+    settings = {key: meta[key] for key in keys}
+    layer = DMEL(init_lambd=meta["lambd"], **settings)
+    assert layer.n_fft == meta["n_fft"]
+
+    # The logarithm checks the small bands too, where the original's rounding shows.
+    x = tensors["x"].to(dtype)
+    mel = tensors["mel"].squeeze(1).to(dtype)
+    tolerance = {torch.float32: 1e-5, torch.float64: 3e-5}[dtype]
+    log_mel = layer(x)
+    assert log_mel.dtype == dtype
+    assert_near(log_mel, (mel + LOG_FLOOR).log(), tolerance)
+
+    (log_mel * tensors["upstream"].squeeze(1)).sum().backward()
+    expected_gradient = tensors["dlambd_logmel"].item()
+    assert layer.lambd.grad.item() == pytest.approx(expected_gradient, rel=1e-3)
+
+    layer.log = False
+    assert_near(layer(x), mel, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", [*LAYERS, *SPECTROGRAMS])
-def test_golden(name, dtype):
+@pytest.mark.parametrize("name", SPECTROGRAMS)
+def test_golden_spectrogram(name, dtype):
     tensors, meta = golden(name)
-    taken = {key: meta[key] for key in ("hop_length", "normalize_window")}
-    if name in LAYERS:  # the logarithm checks the small bands too
-        taken |= {key: meta[key] for key in ("sample_rate", "n_mels", "f_min", "f_max")}
-        layer, gradient = DMEL(init_lambd=meta["lambd"], **taken), tensors["dlambd_logmel"]
-        expected = (tensors["mel"].squeeze(1).to(dtype) + LOG_FLOOR).log()
-        tolerance = (
-            1e-5 if dtype == torch.float32 else 3e-5
-        )  # in small bands the original's rounding shows
-        assert layer.n_fft == meta["n_fft"]
-    else:
-        layer, gradient = (
-            DifferentiableSpectrogram(init_lambd=meta["lambd"], **taken),
-            tensors["dlambd"],
-        )
-        expected, tolerance = tensors["power"].squeeze(1).to(dtype), 1e-5
-    features = layer(tensors["x"].to(dtype))
-    assert features.dtype == dtype
-    assert (
-        features.detach() - expected
-    ).abs().max() < tolerance * expected.abs().max()  # computed in float32
-    (features * tensors["upstream"].squeeze(1)).sum().backward()
-    assert layer.lambd.grad.item() == pytest.approx(gradient.item(), rel=1e-3)
-    if name in LAYERS:
-        layer.log, mel = False, tensors["mel"].squeeze(1).to(dtype)
-        assert (layer(tensors["x"].to(dtype)).detach() - mel).abs().max() < 1e-5 * mel.abs().max()
+    settings = {key: meta[key] for key in ("hop_length", "normalize_window")}
+    layer = DifferentiableSpectrogram(init_lambd=meta["lambd"], **settings)
+
+    power = layer(tensors["x"].to(dtype))
+    assert power.dtype == dtype
+    assert_near(power, tensors["power"].squeeze(1).to(dtype), 1e-5)
+
+    (power * tensors["upstream"].squeeze(1)).sum().backward()
+    expected_gradient = tensors["dlambd"].item()
+    assert layer.lambd.grad.item() == pytest.approx(expected_gradient, rel=1e-3)
+
+
+def assert_near(features, expected, tolerance):
+    """The largest error must be below tolerance times the largest value."""
+    error = (features.detach() - expected).abs().max()
+    assert error < tolerance * expected.abs().max()
 
 
 def plain_power(x, lambd, hop_length, adaptive, normalize_window):

@@ -1,13 +1,12 @@
 """The eight networks, Cnn6 against the original, the published checkpoint."""
 
-import json
 import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import golden
 
 import models
 import search_spaces
@@ -123,14 +122,13 @@ def cnn6(n_mels, n_classes, augment=False):
 
 
 def test_golden_cnn6():
-    arrays = np.load(shared("golden/cnn6.npz"))
-    meta = json.loads(str(arrays["meta"]))
+    tensors, meta = golden("cnn6")
     net = cnn6(meta["n_mels"], meta["n_classes"]).eval()
     assert sorted(net.state_dict()) == sorted(meta["keys"])
     assert sum(parameter.numel() for parameter in net.parameters()) == meta["params"]
     net.load_state_dict(golden_weights(meta["keys"], net.state_dict()))
-    outputs = torch.sigmoid(net(torch.from_numpy(arrays["x"])))
-    torch.testing.assert_close(outputs, torch.from_numpy(arrays["y"]), atol=1e-5, rtol=1e-5)
+    outputs = torch.sigmoid(net(tensors["x"]))
+    torch.testing.assert_close(outputs, tensors["y"], atol=1e-5, rtol=1e-5)
 
 
 def test_cnn6_starts_from_xavier_weights():

@@ -10,7 +10,7 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import ROOT, shared
+from conftest import ROOT, whole_dataset
 
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
 
@@ -22,12 +22,12 @@ def repositories(tmp_path_factory):
     esc50, audio_mnist = folder / "ESC-50", folder / "AudioMNIST"
     (esc50 / "audio").mkdir(parents=True)
     (esc50 / "meta").mkdir()
-    table = (shared("data/ESC-10") / "meta" / "esc50.csv").read_text().splitlines()
+    table = (whole_dataset("ESC-10") / "meta" / "esc50.csv").read_text().splitlines()
     kept = table[:1] + table[1::10]
     (esc50 / "meta" / "esc50.csv").write_text("\n".join(kept) + "\n")
     for line in kept[1:]:
-        shutil.copy(shared("data/ESC-10") / "audio" / line.split(",")[0], esc50 / "audio")
-    for recording in sorted(shared("data/AudioMNIST").glob("data/*/*_[0-3].wav")):
+        shutil.copy(whole_dataset("ESC-10") / "audio" / line.split(",")[0], esc50 / "audio")
+    for recording in sorted(whole_dataset("AudioMNIST").glob("data/*/*_[0-3].wav")):
         target = audio_mnist / "data" / recording.parent.name
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(recording, target)
