@@ -18,7 +18,9 @@ VARIATIONS = [
     {"continuous": True, "zero_floor": True},
     {"log": False},
 ]
-DIMENSIONS = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("time", min=HOP)},)
+BATCH = torch.export.Dim("batch")
+DIMENSIONS = ({0: BATCH, 1: torch.export.Dim("time", min=HOP)},)
+ANY_BATCH = ({0: BATCH},)  # of clips of one length
 SHAPES = [(5, 437), (1, 300), (2, HOP)]  # none of them EXAMPLE's
 EXAMPLE = (3, 310)
 
@@ -39,43 +41,47 @@ def small_spectrogram():
 def assert_layers_numbers(features, layer, x):
     """To 1e-5: log-Mels by their difference, powers in relation to the largest."""
     expected = layer(x).detach()
-    scale = 1 if getattr(layer, "log", False) else expected.max().item()
+    scale = 1.0
+    if not getattr(layer, "log", False):
+        scale = expected.max().item()
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5 * scale)
 
 
 class Network(nn.Module):
     def __init__(self, layer, head):
         super().__init__()
-        self.layer, self.head = layer, head
+        self.layer = layer
+        self.head = head
 
     def forward(self, x):
         features = self.layer(x / 2)
         return 2 * self.head(features)
 
 
-@pytest.mark.parametrize(
-    ("network", "n_graphs"), [(Network, 2), (nn.Sequential, 0)]
-)  # PyTorch gives the latter up
+# 0 graphs: PyTorch gives that network up.
+@pytest.mark.parametrize(("network", "n_graphs"), [(Network, 2), (nn.Sequential, 0)])
 def test_compiled_network_equals_eager(network, n_graphs):
-    backend, layer = CompileCounterWithBackend("aot_eager"), small_dmel()
+    backend = CompileCounterWithBackend("aot_eager")
+    layer = small_dmel()
     plain = network(layer, nn.Sequential(nn.Flatten(), nn.Linear(6 * 16, 3)))
-    eager, compiled, x = (
-        copy.deepcopy(plain),
-        torch.compile(plain, backend=backend),
-        torch.randn(4, 310),
-    )
+    eager = copy.deepcopy(plain)
+    compiled = torch.compile(plain, backend=backend)
+    x = torch.randn(4, 310)
+
     for lambd, n_fft in ((7.3, 64), (15.0, 128)):
         with torch.no_grad():
             layer.lambd.fill_(lambd)
             next(eager.parameters()).fill_(lambd)
         assert layer.n_fft == n_fft
+
         with torch._dynamo.config.patch(error_on_recompile=n_fft > 64):
             outputs = compiled(x)
-        torch.testing.assert_close(outputs, eager(x))
+        expected = eager(x)
+        torch.testing.assert_close(outputs, expected)
+
         gradients = torch.autograd.grad(outputs.square().sum(), list(plain.parameters()))
-        torch.testing.assert_close(
-            gradients, torch.autograd.grad(eager(x).square().sum(), list(eager.parameters()))
-        )
+        expected_gradients = torch.autograd.grad(expected.square().sum(), list(eager.parameters()))
+        torch.testing.assert_close(gradients, expected_gradients)
         assert gradients[0] != 0
     assert backend.frame_count == n_graphs
 
@@ -92,9 +98,9 @@ def test_frozen_compiles_into_one_graph():
 @pytest.mark.parametrize("arguments", VARIATIONS)
 def test_exported_frozen_layer(arguments):
     layer = small_dmel(**arguments)
-    exported = torch.export.export(
-        layer.frozen(), (torch.randn(EXAMPLE),), dynamic_shapes=DIMENSIONS
-    ).module()
+    example = (torch.randn(EXAMPLE),)
+    program = torch.export.export(layer.frozen(), example, dynamic_shapes=DIMENSIONS)
+    exported = program.module()
     for shape in SHAPES:
         x = torch.randn(shape)
         assert_layers_numbers(exported(x), layer, x)
@@ -104,39 +110,42 @@ def test_frozen_of_the_clips_length():
     for layer in (small_spectrogram(), small_dmel(optimized=False)):
         with pytest.raises(ValueError, match="n_samples is missing"):
             layer.frozen()
-        frozen, x = layer.frozen(EXAMPLE[1]), torch.randn(5, EXAMPLE[1])
-        dimensions = ({0: DIMENSIONS[0][0]},)
-        exported = torch.export.export(
-            frozen, (torch.randn(EXAMPLE),), dynamic_shapes=dimensions
-        ).module()
-        for way in (
-            exported,
-            torch.jit.trace(frozen, torch.randn(EXAMPLE)),
-            torch.compile(frozen, backend="eager"),
-        ):
+
+        frozen = layer.frozen(EXAMPLE[1])
+        example = torch.randn(EXAMPLE)
+        program = torch.export.export(frozen, (example,), dynamic_shapes=ANY_BATCH)
+        traced = torch.jit.trace(frozen, example)
+        compiled = torch.compile(frozen, backend="eager")
+        x = torch.randn(5, EXAMPLE[1])
+        for way in (program.module(), traced, compiled):
             assert_layers_numbers(way(x), layer, x)
 
 
 @pytest.mark.parametrize("spectrogram", [False, True])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # PyTorch's own
 def test_onnx_of_frozen_layer(spectrogram):
-    layer = small_spectrogram() if spectrogram else small_dmel(norm="slaney", normalize_window=True)
-    dimensions, shapes = (
-        (({0: DIMENSIONS[0][0]},), [(1, 310)]) if spectrogram else (DIMENSIONS, SHAPES)
-    )
-    frozen, example = layer.frozen(EXAMPLE[1]).eval(), torch.randn(EXAMPLE)
+    if spectrogram:
+        layer = small_spectrogram()
+        dimensions = ANY_BATCH
+        shapes = [(1, 310)]
+    else:
+        layer = small_dmel(norm="slaney", normalize_window=True)
+        dimensions = DIMENSIONS
+        shapes = SHAPES
+
+    frozen = layer.frozen(EXAMPLE[1]).eval()
+    example = (torch.randn(EXAMPLE),)
     program = torch.onnx.export(
-        frozen, (example,), dynamo=True, dynamic_shapes=dimensions, verbose=False
+        frozen, example, dynamo=True, dynamic_shapes=dimensions, verbose=False
     )
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    model = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
     for shape in shapes:
-        for x in (
-            torch.randn(shape),
-            torch.zeros(shape),
-        ):  # silence: the optimizer takes a constant 1e-10 for 0
-            (features,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        # Silence too: the optimizer takes a constant 1e-10 for 0.
+        for x in (torch.randn(shape), torch.zeros(shape)):
+            (features,) = session.run(None, {name: x.numpy()})
             assert_layers_numbers(torch.from_numpy(features), layer, x)
 
 
@@ -151,7 +160,8 @@ def test_traced_frozen_layer():
 
 
 def test_layer_itself_is_not_traced():
-    network, x = nn.Sequential(small_dmel(), nn.Flatten()), torch.randn(EXAMPLE)
+    network = nn.Sequential(small_dmel(), nn.Flatten())
+    x = torch.randn(EXAMPLE)
     sentence = r"a trace would keep the FFT size of the present λ: trace layer\.frozen\(\)"
     with pytest.raises(RuntimeError, match=sentence):
         torch.jit.trace(network, x)
@@ -166,7 +176,8 @@ def test_layer_itself_is_not_traced():
 
 @pytest.mark.parametrize("layer", [small_dmel(), small_spectrogram()])
 def test_frozen_is_a_module_of_buffers(layer):
-    frozen, x = layer.frozen(300), torch.randn(4, 300)
+    frozen = layer.frozen(300)
+    x = torch.randn(4, 300)
     expected = layer(x).detach()
     assert not list(frozen.parameters()) and not frozen(x).requires_grad
     with torch.no_grad():
@@ -176,6 +187,7 @@ def test_frozen_is_a_module_of_buffers(layer):
     torch.testing.assert_close(frozen(x), expected)  # a copy: the layer may train on
     other.load_state_dict(frozen.state_dict())
     torch.testing.assert_close(other(x), expected)
+
     network = nn.Sequential(copy.deepcopy(frozen)).bfloat16()
     assert {buffer.dtype for buffer in network.buffers()} == {torch.float32}
     narrow = x.bfloat16()
@@ -186,6 +198,7 @@ def test_frozen_is_a_module_of_buffers(layer):
 @pytest.mark.parametrize(("lambd", "n_fft"), [(10.7, 64), (10.9, 128)])
 def test_frozen_differs_for_short_clips_alone(lambd, n_fft):
     layer = small_dmel(lambd)
-    short, longer = torch.randn(2, n_fft // 4), torch.randn(2, n_fft // 4 + 1)
+    short = torch.randn(2, n_fft // 4)
+    longer = torch.randn(2, n_fft // 4 + 1)
     assert not torch.allclose(layer.frozen()(short), layer(short), atol=0.1)
     assert_layers_numbers(layer.frozen()(longer), layer, longer)
