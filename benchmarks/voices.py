@@ -27,15 +27,8 @@ from config import InputError, whole_file
 
 SAMPLE_RATE = 48000  # Hz, as AudioMNIST's
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-ACCENTS = (
-    "en-gb",
-    "en-us",
-    "en-gb-scotland",
-    "en-gb-x-gbclan",
-    "en-gb-x-rp",
-    "en-gb-x-gbcwmd",
-    "en-029",
-)
+ACCENTS = ["en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp"]
+ACCENTS += ["en-gb-x-gbcwmd", "en-029"]
 MALE_VARIANTS = [f"m{i}" for i in range(1, 9)]
 FEMALE_VARIANTS = [f"f{i}" for i in range(1, 6)]
 VARIANTS = MALE_VARIANTS + FEMALE_VARIANTS

@@ -1,5 +1,6 @@
-"""The layer in other projects: torch.func, half precision, meta device, copies, several processes,
-Lightning.
+"""The layer in other projects.
+
+torch.func, half precision, meta device, copies, several processes, Lightning.
 """
 
 import copy
@@ -22,67 +23,90 @@ def small_dmel(lambd=7.3, **arguments):
 
 
 def small_network(layer=None):
+    if layer is None:
+        layer = small_dmel()
     torch.manual_seed(0)
-    return nn.Sequential(layer or small_dmel(), nn.Flatten(), nn.Linear(6 * 16, 4))
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(6 * 16, 4))
 
 
 @pytest.fixture
 def functions():
-    """(layer, λ, clips, a loss of λ and one clip, its gradients in both by ordinary autograd, clip
-    by clip).
+    """(layer, λ, clips, a loss of λ and one clip, its gradients in λ, its gradients in the clips).
+
+    The gradients are ordinary autograd's, clip by clip.
     """
     layer = small_dmel().double()
-    lambd, clips = (
-        layer.lambd.detach().clone(),
-        torch.randn(3, 300, dtype=torch.float64, requires_grad=True),
-    )
+    lambd = layer.lambd.detach().clone()
+    clips = torch.randn(3, 300, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(6, 16, dtype=torch.float64)
 
     def loss(lambd, clip):
         return (functional_call(layer, {"lambd": lambd}, (clip,)) * upstream).sum()
 
-    expected = [
-        torch.autograd.grad((layer(clip) * upstream).sum(), (layer.lambd, clips)) for clip in clips
-    ]
-    in_lambd, in_clips = (
-        torch.stack([pair[0] for pair in expected]),
-        sum(pair[1] for pair in expected),
-    )
+    in_lambd = []
+    in_clips = torch.zeros_like(clips)
+    for clip in clips:
+        loss_of_clip = (layer(clip) * upstream).sum()
+        of_lambd, of_clips = torch.autograd.grad(loss_of_clip, (layer.lambd, clips))
+        in_lambd.append(of_lambd)
+        in_clips += of_clips
+
     dmel.mel_filters.cache_clear()
-    return layer, lambd, clips.detach(), loss, in_lambd, in_clips
+    return layer, lambd, clips.detach(), loss, torch.stack(in_lambd), in_clips.detach()
 
 
-TRANSFORMS = {  # each gives the derivative of every clip's loss, in λ or in the clips
-    "grad": lambda lambd, clips, loss: torch.stack([grad(loss)(lambd, clip) for clip in clips]),
-    "per sample": lambda lambd, clips, loss: vmap(grad(loss), (None, 0))(lambd, clips),
-    "jacrev": lambda lambd, clips, loss: jacrev(lambda lambd: vmap(loss, (None, 0))(lambd, clips))(
-        lambd
-    ),
-    "per sample, clips": lambda lambd, clips, loss: vmap(grad(loss, argnums=1), (None, 0))(
-        lambd, clips
-    ),
-    "grad of vmap, clips": lambda lambd, clips, loss: grad(
-        lambda x: vmap(loss, (None, 0))(lambd, x).sum()
-    )(clips),
-}
+# Each gives the derivative of every clip's loss, in λ or in the clips.
+
+
+def with_grad(lambd, clips, loss):
+    return torch.stack([grad(loss)(lambd, clip) for clip in clips])
+
+
+def per_sample(lambd, clips, loss):
+    return vmap(grad(loss), (None, 0))(lambd, clips)
+
+
+def with_jacrev(lambd, clips, loss):
+    def losses(lambd):
+        return vmap(loss, (None, 0))(lambd, clips)
+
+    return jacrev(losses)(lambd)
+
+
+def per_sample_in_clips(lambd, clips, loss):
+    return vmap(grad(loss, argnums=1), (None, 0))(lambd, clips)
+
+
+def grad_of_vmap_in_clips(lambd, clips, loss):
+    def sum_of_losses(clips):
+        return vmap(loss, (None, 0))(lambd, clips).sum()
+
+    return grad(sum_of_losses)(clips)
+
+
+IN_LAMBD = (with_grad, per_sample, with_jacrev)
+IN_CLIPS = (per_sample_in_clips, grad_of_vmap_in_clips)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("transform", [*IN_LAMBD, *IN_CLIPS])
 def test_torch_func_equals_autograd(functions, transform):
     layer, lambd, clips, loss, in_lambd, in_clips = functions
-    expected = in_clips if "clips" in transform else in_lambd
-    torch.testing.assert_close(TRANSFORMS[transform](lambd, clips, loss), expected)
-    clips.requires_grad_()  # what the transform left in the cache of filters serves autograd too
+    expected = in_clips if transform in IN_CLIPS else in_lambd
+    torch.testing.assert_close(transform(lambd, clips, loss), expected)
+
+    # What the transform left in the cache of filters serves autograd too.
+    clips.requires_grad_()
     loss_of_all = sum(loss(layer.lambd, clip) for clip in clips)
     gradients = torch.autograd.grad(loss_of_all, (layer.lambd, clips))
     torch.testing.assert_close(gradients, (in_lambd.sum(), in_clips))
-    target = lambd.device, lambd.dtype
-    _, cached = dmel.mel_filters(
-        64, False, dmel.MEL_GROUPS, target, 6, 1000, 0.0, None, None, "htk"
-    )
+
+    target = (lambd.device, lambd.dtype)
+    settings = (6, 1000, 0.0, None, None, "htk")
+    _, cached = dmel.mel_filters(64, False, dmel.MEL_GROUPS, target, *settings)
     assert dmel.mel_filters.cache_info().misses == 1
-    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(weights) for weights in cached)
+    for weights in cached:
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(weights)
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
@@ -106,17 +130,15 @@ def test_torch_func_refusals(functions):
 
 @pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
 def test_lambda_is_not_rounded(narrow):
-    network, clips = (
-        small_network(small_dmel(46.7)).to("cpu", narrow),
-        torch.randn(2, 300).to(narrow),
-    )
-    assert (
-        network[0].lambd.dtype == torch.float32
-        and network[0].lambd.item() == torch.tensor(46.7).item()
-    )
-    features = network[0](clips)
+    network = small_network(small_dmel(46.7)).to("cpu", narrow)
+    clips = torch.randn(2, 300).to(narrow)
+    layer = network[0]
+    assert layer.lambd.dtype == torch.float32
+    assert layer.lambd.item() == torch.tensor(46.7).item()
+
+    features = layer(clips)
     assert features.dtype == network[2].weight.dtype == narrow
-    torch.testing.assert_close(features, network[0](clips.float()).to(narrow), rtol=0, atol=0)
+    torch.testing.assert_close(features, layer(clips.float()).to(narrow), rtol=0, atol=0)
     assert network.double()[0].lambd.dtype == torch.float64
     torch.set_default_dtype(narrow)
     try:
@@ -126,10 +148,9 @@ def test_lambda_is_not_rounded(narrow):
 
 
 def test_lambda_trains_in_a_bfloat16_network():
-    network, clips = small_network(small_dmel(46.7)).bfloat16(), torch.randn(4, 300).bfloat16()
-    optimizer = torch.optim.Adam(
-        [{"params": [network[0].lambd], "lr": 0.01}]
-    )  # a step that bfloat16 would lose
+    network = small_network(small_dmel(46.7)).bfloat16()
+    clips = torch.randn(4, 300).bfloat16()
+    optimizer = torch.optim.Adam([network[0].lambd], lr=0.01)  # a step that bfloat16 would lose
     network(clips).float().square().mean().backward()
     optimizer.step()
     assert abs(network[0].lambd.item() - 46.7) == pytest.approx(0.01, rel=0.1)
@@ -138,29 +159,29 @@ def test_lambda_trains_in_a_bfloat16_network():
 
 def test_meta_device():
     with torch.device("meta"):
-        network, other = small_network().half(), small_network()
-    assert (
-        network[0].lambd.is_meta
-        and "lambd=meta" in repr(network)
-        and network[0].lambd.dtype == torch.float32
-    )
+        network = small_network().half()
+        other = small_network()
+    assert network[0].lambd.is_meta
+    assert network[0].lambd.dtype == torch.float32
+    assert "lambd=meta" in repr(network)
     assert small_dmel().to("meta", torch.float16).lambd.is_meta
-    clips, fresh = torch.randn(2, 300), small_network()
+
+    clips = torch.randn(2, 300)
+    fresh = small_network()
     network.to_empty(device="cpu")
     with torch.no_grad():
         network[0].lambd.fill_(1e3)  # whatever the memory held
     network[0].reset_parameters()
     torch.testing.assert_close(network[0](clips), fresh[0](clips), rtol=0, atol=0)
+
     other.load_state_dict(fresh.state_dict(), assign=True)
     torch.testing.assert_close(other(clips), fresh(clips), rtol=0, atol=0)
 
 
 def test_copies_and_pickles():
-    layer, restored, clips = (
-        small_dmel(norm="slaney"),
-        small_dmel(12.3, norm="slaney"),
-        torch.randn(2, 300),
-    )
+    layer = small_dmel(norm="slaney")
+    restored = small_dmel(12.3, norm="slaney")
+    clips = torch.randn(2, 300)
     with torch.no_grad():
         layer.lambd.fill_(8.9)
     assert list(layer.state_dict()) == ["lambd"]
@@ -171,10 +192,10 @@ def test_copies_and_pickles():
 
 
 def test_zero_padded_batch():
-    layer, clips = small_dmel(remove_mean=False), [torch.randn(300) + 1, torch.randn(220) - 2]
-    features = layer(
-        nn.utils.rnn.pad_sequence([clip - clip.mean() for clip in clips], batch_first=True)
-    )
+    clips = [torch.randn(300) + 1, torch.randn(220) - 2]
+    centred = [clip - clip.mean() for clip in clips]
+    layer = small_dmel(remove_mean=False)
+    features = layer(nn.utils.rnn.pad_sequence(centred, batch_first=True))
     careless = small_dmel()(nn.utils.rnn.pad_sequence(clips, batch_first=True))
     for whole, clip in zip(features, clips, strict=True):
         alone = small_dmel()(clip)
@@ -187,19 +208,21 @@ def loss_of(network, clips):
 
 
 def in_two_processes(rank, folder, recommended):
+    """recommended: the example of docs/layer.md that begins with # fsdp."""
     torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2
-    )
+    url = f"file://{folder}/init"
+    distributed.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+
     clips = torch.randn(8, 300, generator=torch.Generator().manual_seed(1))
-    halves, single = clips.chunk(2), small_network()
+    half = clips.chunk(2)[rank]
+    single = small_network()
     loss_of(single, clips).backward()
     expected = single[0].lambd.grad
-    (alone,) = torch.autograd.grad(loss_of(single, halves[rank]), single[0].lambd)
+    (alone,) = torch.autograd.grad(loss_of(single, half), single[0].lambd)
     assert not torch.isclose(alone, expected, rtol=1e-2)
 
     parallel = DistributedDataParallel(small_network())
-    loss_of(parallel, halves[rank]).backward()
+    loss_of(parallel, half).backward()
     torch.testing.assert_close(parallel.module[0].lambd.grad, expected)
 
     network = small_network()
@@ -211,21 +234,20 @@ def in_two_processes(rank, folder, recommended):
         "head": network[1:],
     }
     exec(recommended, scope)
-    sharded, optimizer = scope["network"], scope["optimizer"]
-    loss_of(sharded, halves[rank]).backward()
+    loss_of(scope["network"], half).backward()
     torch.testing.assert_close(network[0].lambd.grad, expected)
     weight = scope["head"][1].weight
     assert weight.to_local().shape[0] == 2  # half of the head's rows in each process
     torch.testing.assert_close(weight.grad.full_tensor(), single[2].weight.grad)
-    optimizer.step()
+    scope["optimizer"].step()
     expected_lambd = 7.3 - torch.sign(expected)  # Adam's first step is the learning rate of λ
     torch.testing.assert_close(network[0].lambd.detach(), expected_lambd, rtol=0, atol=1e-3)
 
-    whole, ignoring = small_network(), small_network()
     with pytest.raises(ValueError, match="scalar"):
-        scope["fully_shard"](whole)
+        scope["fully_shard"](small_network())
+    ignoring = small_network()
     scope["fully_shard"](ignoring, ignored_params={ignoring[0].lambd})
-    loss_of(ignoring, halves[rank]).backward()
+    loss_of(ignoring, half).backward()
     torch.testing.assert_close(ignoring[0].lambd.grad, alone)  # not reduced
     distributed.all_reduce(ignoring[0].lambd.grad)
     torch.testing.assert_close(ignoring[0].lambd.grad / 2, expected)
@@ -233,9 +255,8 @@ def in_two_processes(rank, folder, recommended):
 
 
 def test_two_processes(tmp_path):
-    (recommended,) = re.findall(
-        r"```python\n(# fsdp\n.*?)```", (ROOT / "docs" / "layer.md").read_text(), re.DOTALL
-    )
+    page = (ROOT / "docs" / "layer.md").read_text()
+    (recommended,) = re.findall(r"```python\n(# fsdp\n.*?)```", page, re.DOTALL)
     torch.multiprocessing.spawn(in_two_processes, (str(tmp_path), recommended), nprocs=2)
 
 
@@ -246,30 +267,32 @@ def test_lightning(tmp_path):
     class Classifier(pytorch_lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.layer, self.head = small_dmel(46.7), nn.Sequential(nn.Flatten(), nn.Linear(96, 4))
+            self.layer = small_dmel(46.7)
+            self.head = nn.Sequential(nn.Flatten(), nn.Linear(96, 4))
 
         def training_step(self, batch, _):
+            clips, labels = batch
             self.log("window_ms", 1000 * self.layer.window_length)
-            return nn.functional.cross_entropy(self.head(self.layer(batch[0])), batch[1])
+            return nn.functional.cross_entropy(self.head(self.layer(clips)), labels)
 
         def configure_optimizers(self):
             return torch.optim.AdamW(parameter_groups(self, lr_lambd=0.5), lr=1e-4)
 
-    module, data = (
-        Classifier(),
-        torch.utils.data.TensorDataset(torch.randn(2, 300), torch.arange(2)),
-    )
-    quiet = dict.fromkeys(
-        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-    )
+    module = Classifier()
+    data = torch.utils.data.TensorDataset(torch.randn(2, 300), torch.arange(2))
     trainer = pytorch_lightning.Trainer(
-        max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **quiet
+        max_steps=1,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
     assert abs(module.layer.lambd.item() - 46.7) == pytest.approx(0.5, abs=1e-3)
-    assert trainer.callback_metrics["window_ms"].item() == pytest.approx(
-        6 * 46.7, rel=1e-6
-    )  # at 1 kHz
+    window_ms = trainer.callback_metrics["window_ms"].item()
+    assert window_ms == pytest.approx(6 * 46.7, rel=1e-6)  # at 1 kHz
 
 
 class Several(nn.Module):
@@ -277,31 +300,31 @@ class Several(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = (
-            small_dmel(7.3),
-            DifferentiableSpectrogram(hop_length=20, init_lambd=9.1),
-        )
-        self.again, self.head = self.first, nn.Linear(3, 4)
+        self.first = small_dmel(7.3)
+        self.second = DifferentiableSpectrogram(hop_length=20, init_lambd=9.1)
+        self.again = self.first
+        self.head = nn.Linear(3, 4)
 
 
 def test_parameter_groups():
     network = Several()
     optimizer = torch.optim.SGD(parameter_groups(network, lr_lambd=0.5), lr=0.1, weight_decay=0.01)
     lambds, others = (group["params"] for group in optimizer.param_groups)
-    assert lambds == [network.first.lambd, network.second.lambd] and others == [
-        network.head.weight,
-        network.head.bias,
-    ]
+    assert lambds == [network.first.lambd, network.second.lambd]
+    assert others == [network.head.weight, network.head.bias]
+
     before = [parameter.detach().clone() for parameter in network.parameters()]
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    steps = [
-        old - parameter.detach()
-        for old, parameter in zip(before, network.parameters(), strict=True)
-    ]
-    assert [step.item() for step in steps[:2]] == pytest.approx([0.5, 0.5])  # without decay
-    torch.testing.assert_close(steps[2], 0.1 * (1 + 0.01 * before[2]))
+
+    # Without decay for λ, with it for the others.
+    of_first, of_second, of_weight, _ = before
+    assert (of_first - network.first.lambd).item() == pytest.approx(0.5)
+    assert (of_second - network.second.lambd).item() == pytest.approx(0.5)
+    step = of_weight - network.head.weight.detach()
+    torch.testing.assert_close(step, 0.1 * (1 + 0.01 * of_weight))
+
     assert parameter_groups(network)[0]["lr"] == 1.0
     with pytest.raises(ValueError, match="no layer"):
         parameter_groups(nn.Linear(3, 4))
