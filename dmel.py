@@ -173,9 +173,9 @@ def features_and_derivative(
     return log_mel(M), log_mel_derivative(M, dM)
 
 
-# 2. How it is computed: in blocks of frames, so that what the equations leave on their way,
-# windowed frames, S, dS, P and dP, stays in the caches of the processor. For a whole batch of long
-# windows that would be more than a gigabyte.
+# 2. How it is computed: in blocks of frames. What the equations leave on their way (windowed
+# frames, S, dS, P, dP) then stays in the caches of the processor. For a whole batch of long windows
+# it would be more than a gigabyte.
 
 # Samples of windowed frames of a block, for each thread: 2 MiB of float32.
 CPU_BLOCK = 2**19
@@ -332,7 +332,7 @@ def differentiable_features(
 ) -> Tensor:
     """Features of padded clips, tied to λ and to the clips where these need a gradient."""
     # Under torch.func requires_grad does not tell which tensors need a gradient. The question has
-    # no public name; without it gradients are missing there.
+    # no public name; without it per-sample gradients in the clips fail, and jvp takes λ for fixed.
     under_func = torch._C._are_functorch_transforms_active()
     by_autograd = under_func or padded.requires_grad
     frames = frames_of(padded, settings)
@@ -452,9 +452,9 @@ def mel_filters(
     dtype: torch.dtype,
 ) -> list[FilterGroup]:
     """The filters of mel_filter_bank in n_groups groups, kept, since N rarely changes."""
-    # The cache outlives the call, so it must hold plain tensors. inference_mode(False): those made
-    # in inference mode cannot be used in training. _DisableFuncTorch: without it a cache that was
-    # filled under torch.func holds wrapped tensors, and whoever uses them later fails.
+    # The cache outlives the call, so it must hold plain tensors: those of inference mode cannot be
+    # used in training, and those of nested transforms of torch.func end the next transform with an
+    # internal error. Against these is _DisableFuncTorch, which has no public name.
     with torch.inference_mode(False), torch._C._DisableFuncTorch():
         bank = mel_filter_bank(n_fft, n_mels, sample_rate, f_min, f_max, norm, mel_scale)
         if continuous:

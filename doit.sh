@@ -87,10 +87,17 @@ echo "== Figures"
 "$PYTHON" "$here/produce_figures.py" --ray_results_dir="$RAY_RESULTS_DIR" \
     --data_base_dir="$DATA_DIR" --output_dir="$RAY_RESULTS_DIR/figures"
 
+echo "== Convergence rate"
+rates=
+[ "$*" != quick ] || rates="--rates 30 --rates_not_normalized 0.1 --n_signals 5"
+# shellcheck disable=SC2086 # flags
+"$PYTHON" "$here/convergence_rate.py" $rates --output_dir="$RAY_RESULTS_DIR/convergence_rate"
+
 echo "== Results"
 echo "$RAY_RESULTS_DIR/tables.txt"
 echo "$RAY_RESULTS_DIR/tables.csv"
 echo "$RAY_RESULTS_DIR/figures"
+echo "$RAY_RESULTS_DIR/convergence_rate"
 for name in $EXPERIMENTS; do
     for file in "$RAY_RESULTS_DIR/$name/$name.csv" "$RAY_RESULTS_DIR/$name/experiment.json"; do
         [ ! -e "$file" ] || echo "$file"

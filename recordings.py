@@ -7,7 +7,6 @@ and times, another processor or another version of the resampler make no other d
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -212,13 +211,13 @@ def read_file(path):
         raise ValueError(error.strerror) from None
 
 
-def decode(content, sample_rate):
-    """Mono samples at sample_rate (Hz) of the bytes of an audio file, shape = (time,) float32.
+def read_recording(path, sample_rate):
+    """Mono samples of an audio file at sample_rate (Hz), and the SHA-256 of its bytes.
 
-    Channels are averaged, and soxr resamples at its quality HQ, which gives the samples of
-    librosa.load. Librosa itself is not used: to import it takes 2.5 s and 200 MiB, half a minute
-    where numba has no cache yet, and fails where numba can write none, neither beside the packages
-    nor at home.
+    Samples: shape = (time,), float32. Channels are averaged, and soxr resamples at its quality HQ,
+    which gives the samples of librosa.load. Librosa itself is not used: its import takes 2.5 s and
+    200 MiB, half a minute where numba has no cache yet, and fails where numba can write none,
+    neither beside the packages nor at home.
 
     The format is any that libsndfile reads. Raises ValueError, with the reason, for a WAV that is
     cut off, and where there are no samples, too many, or some that are no numbers. Of other formats
@@ -227,13 +226,17 @@ def decode(content, sample_rate):
     import soundfile  # here, as soxr, for training does without
     import soxr
 
+    content = read_file(path)
     if wav_is_cut_off(content):
         raise ValueError("it is a WAV that is cut off")
+
+    # libsndfile opens the file itself, now in the system's memory: of damaged bytes in a BytesIO
+    # soundfile prints tracebacks. Threads mix up libsndfile's messages, so they are left out.
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
+        with soundfile.SoundFile(path) as file:
             recorded_rate = file.samplerate
             samples = file.read(dtype="float32", always_2d=True)  # (time, channels)
-    except soundfile.SoundFileError:  # threads get each other's messages, so here is none
+    except (soundfile.SoundFileError, TypeError):  # the latter of a .raw, which has no header
         raise ValueError("libsndfile cannot read it") from None
     except MemoryError:
         raise ValueError("its header promises more than fits into memory") from None
@@ -248,7 +251,7 @@ def decode(content, sample_rate):
         raise ValueError("it has samples that are not numbers")
 
     resampled = soxr.resample(mono, recorded_rate, sample_rate, quality="HQ")
-    return pad_at_end(resampled, n_resampled)
+    return pad_at_end(resampled, n_resampled), hashlib.sha256(content).hexdigest()
 
 
 def wav_is_cut_off(content):
@@ -397,8 +400,7 @@ def prepare(settings, sources, dataset, folder):
 
     def prepare_clip(source, clip):
         try:
-            content = read_file(folder / source.file)
-            samples = decode(content, sample_rate)
+            samples, sha256 = read_recording(folder / source.file, sample_rate)
         except ValueError as error:
             damages[source.file] = error
             return source
@@ -406,7 +408,7 @@ def prepare(settings, sources, dataset, folder):
         if dataset.fit is pad_at_end and len(samples) < n_points:  # such clips have one length
             short.append(source.file)
         clip[:] = dataset.fit(samples, n_points)
-        return source._replace(sha256=hashlib.sha256(content).hexdigest())
+        return source._replace(sha256=sha256)
 
     hashed_sources = in_threads(prepare_clip, sources, clips)
     if damages:

@@ -112,7 +112,9 @@ def test_files_are_read_once_and_again_only_where_they_were_touched(
     assert files_read == names
 
     files_read.clear()
-    monkeypatch.setattr(recordings_module, "decode", None)  # nothing is prepared from here on
+    monkeypatch.setattr(
+        recordings_module, "read_recording", None
+    )  # nothing is prepared from here on
     clips_before = (folder / CACHE).stat()
     assert same(load("audio_mnist", tmp_path), first) and files_read == []
 

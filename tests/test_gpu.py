@@ -34,12 +34,12 @@ def test_forward_with_fake_cuda_tensors(space):
     n_fft = dmel.fft_size(config.init_lambd)
     real_filters = dmel.mel_filters
 
-    def filters(n_fft, continuous, n_groups, target, *settings):
-        with unset_fake_temporarily():  # fake ones have no values to look for bins in
-            ranges, weights = real_filters(
-                n_fft, continuous, n_groups, ("cpu", torch.float32), *settings
-            )
-        return ranges, [torch.empty(group.shape).to(*target) for group in weights]
+    def filters(*arguments):
+        # Fake ones have no values to look for bins in.
+        *settings, device, dtype = arguments
+        with unset_fake_temporarily():
+            groups = real_filters(*settings, "cpu", dtype)
+        return [(bins, torch.empty(weights.shape).to(device, dtype)) for bins, weights in groups]
 
     patches = mock.patch.multiple(dmel, fft_size=lambda *_: n_fft, mel_filters=filters)
     with FakeTensorMode(), patches:

@@ -19,10 +19,11 @@ VARIATIONS = [
     {"log": False},
 ]
 BATCH = torch.export.Dim("batch")
-DIMENSIONS = ({0: BATCH, 1: torch.export.Dim("time", min=HOP)},)
-ANY_BATCH = ({0: BATCH},)  # of clips of one length
-SHAPES = [(5, 437), (1, 300), (2, HOP)]  # none of them EXAMPLE's
+TIME = torch.export.Dim("time", min=HOP)
+DIMENSIONS = ({0: BATCH, 1: TIME},)
 EXAMPLE = (3, 310)
+# None of them is the example's.
+SHAPES = [(5, 437), (1, 300), (2, HOP)]
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,8 @@ def small_spectrogram():
 def assert_layers_numbers(features, layer, x):
     """To 1e-5: log-Mels by their difference, powers in relation to the largest."""
     expected = layer(x).detach()
-    scale = 1.0
-    if not getattr(layer, "log", False):
-        scale = expected.max().item()
+    is_log_mel = isinstance(layer, DMEL) and layer.log
+    scale = 1 if is_log_mel else expected.max().item()
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5 * scale)
 
 
@@ -58,32 +58,38 @@ class Network(nn.Module):
         return 2 * self.head(features)
 
 
-# 0 graphs: PyTorch gives that network up.
+def gradients_of(network, x):
+    """The output of a network, and the gradients of its squares' sum in all parameters."""
+    outputs = network(x)
+    return outputs, torch.autograd.grad(outputs.square().sum(), list(network.parameters()))
+
+
+# PyTorch gives an nn.Sequential up.
 @pytest.mark.parametrize(("network", "n_graphs"), [(Network, 2), (nn.Sequential, 0)])
 def test_compiled_network_equals_eager(network, n_graphs):
-    backend = CompileCounterWithBackend("aot_eager")
     layer = small_dmel()
     plain = network(layer, nn.Sequential(nn.Flatten(), nn.Linear(6 * 16, 3)))
     eager = copy.deepcopy(plain)
+    backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(plain, backend=backend)
     x = torch.randn(4, 310)
-
     for lambd, n_fft in ((7.3, 64), (15.0, 128)):
-        with torch.no_grad():
-            layer.lambd.fill_(lambd)
-            next(eager.parameters()).fill_(lambd)
+        nn.init.constant_(layer.lambd, lambd)
+        nn.init.constant_(next(eager.parameters()), lambd)
         assert layer.n_fft == n_fft
-
         with torch._dynamo.config.patch(error_on_recompile=n_fft > 64):
-            outputs = compiled(x)
-        expected = eager(x)
-        torch.testing.assert_close(outputs, expected)
-
-        gradients = torch.autograd.grad(outputs.square().sum(), list(plain.parameters()))
-        expected_gradients = torch.autograd.grad(expected.square().sum(), list(eager.parameters()))
-        torch.testing.assert_close(gradients, expected_gradients)
+            outputs, gradients = gradients_of(compiled, x)
+        torch.testing.assert_close((outputs, gradients), gradients_of(eager, x))
         assert gradients[0] != 0
     assert backend.frame_count == n_graphs
+
+
+def test_compiled_layer_equals_eager():
+    layer = small_dmel()
+    compiled = torch.compile(layer, backend="aot_eager")
+    for shape in ((4, 310), (2, 500)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(gradients_of(compiled, x), gradients_of(layer, x))
 
 
 def test_frozen_compiles_into_one_graph():
@@ -99,8 +105,7 @@ def test_frozen_compiles_into_one_graph():
 def test_exported_frozen_layer(arguments):
     layer = small_dmel(**arguments)
     example = (torch.randn(EXAMPLE),)
-    program = torch.export.export(layer.frozen(), example, dynamic_shapes=DIMENSIONS)
-    exported = program.module()
+    exported = torch.export.export(layer.frozen(), example, dynamic_shapes=DIMENSIONS).module()
     for shape in SHAPES:
         x = torch.randn(shape)
         assert_layers_numbers(exported(x), layer, x)
@@ -110,29 +115,27 @@ def test_frozen_of_the_clips_length():
     for layer in (small_spectrogram(), small_dmel(optimized=False)):
         with pytest.raises(ValueError, match="n_samples is missing"):
             layer.frozen()
-
         frozen = layer.frozen(EXAMPLE[1])
         example = torch.randn(EXAMPLE)
-        program = torch.export.export(frozen, (example,), dynamic_shapes=ANY_BATCH)
+        exported = torch.export.export(frozen, (example,), dynamic_shapes=({0: BATCH},)).module()
         traced = torch.jit.trace(frozen, example)
         compiled = torch.compile(frozen, backend="eager")
         x = torch.randn(5, EXAMPLE[1])
-        for way in (program.module(), traced, compiled):
+        for way in (exported, traced, compiled):
             assert_layers_numbers(way(x), layer, x)
 
 
-@pytest.mark.parametrize("spectrogram", [False, True])
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # PyTorch's own
-def test_onnx_of_frozen_layer(spectrogram):
-    if spectrogram:
-        layer = small_spectrogram()
-        dimensions = ANY_BATCH
-        shapes = [(1, 310)]
-    else:
-        layer = small_dmel(norm="slaney", normalize_window=True)
-        dimensions = DIMENSIONS
-        shapes = SHAPES
-
+# PyTorch's own warnings.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("layer", "dimensions", "shapes"),
+    [
+        (small_spectrogram(), ({0: BATCH},), [(1, EXAMPLE[1])]),
+        (small_dmel(norm="slaney", normalize_window=True), DIMENSIONS, SHAPES),
+        (small_dmel(zero_floor=True), DIMENSIONS, SHAPES),
+    ],
+)
+def test_onnx_of_frozen_layer(layer, dimensions, shapes):
     frozen = layer.frozen(EXAMPLE[1]).eval()
     example = (torch.randn(EXAMPLE),)
     program = torch.onnx.export(
@@ -141,9 +144,8 @@ def test_onnx_of_frozen_layer(spectrogram):
     model = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-
     for shape in shapes:
-        # Silence too: the optimizer takes a constant 1e-10 for 0.
+        # Silence too: the exporter's optimizer takes a constant 1e-10 for 0.
         for x in (torch.randn(shape), torch.zeros(shape)):
             (features,) = session.run(None, {name: x.numpy()})
             assert_layers_numbers(torch.from_numpy(features), layer, x)
@@ -174,17 +176,28 @@ def test_layer_itself_is_not_traced():
         torch.compile(network, fullgraph=True, backend="eager")(x)
 
 
+def test_layer_and_frozen_are_not_scripted():
+    layer = small_dmel()
+    for module in (layer, layer.frozen(), nn.Sequential(layer, nn.Flatten())):
+        with pytest.raises(
+            RuntimeError, match=r"use torch\.jit\.trace on layer\.frozen\(\) instead"
+        ):
+            torch.jit.script(module)
+
+
 @pytest.mark.parametrize("layer", [small_dmel(), small_spectrogram()])
 def test_frozen_is_a_module_of_buffers(layer):
     frozen = layer.frozen(300)
     x = torch.randn(4, 300)
     expected = layer(x).detach()
-    assert not list(frozen.parameters()) and not frozen(x).requires_grad
-    with torch.no_grad():
-        layer.lambd.fill_(8.1)
+    assert not list(frozen.parameters())
+    assert not frozen(x).requires_grad
+
+    # A copy: the layer may train on.
+    nn.init.constant_(layer.lambd, 8.1)
+    torch.testing.assert_close(frozen(x), expected)
     other = layer.frozen(300)
     assert not torch.allclose(other(x), expected, rtol=1e-2)
-    torch.testing.assert_close(frozen(x), expected)  # a copy: the layer may train on
     other.load_state_dict(frozen.state_dict())
     torch.testing.assert_close(other(x), expected)
 
@@ -193,6 +206,15 @@ def test_frozen_is_a_module_of_buffers(layer):
     narrow = x.bfloat16()
     torch.testing.assert_close(network(narrow), frozen(narrow.float()).bfloat16(), rtol=0, atol=0)
     torch.testing.assert_close(frozen.double()(x.double()).float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_state_loaded_into_a_frozen_layer_changes_no_other():
+    layer = small_dmel()
+    x = torch.randn(4, 300)
+    expected = layer.frozen()(x)
+    slaney = small_dmel(norm="slaney").frozen()
+    layer.frozen().load_state_dict(slaney.state_dict())
+    torch.testing.assert_close(layer.frozen()(x), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("lambd", "n_fft"), [(10.7, 64), (10.9, 128)])
