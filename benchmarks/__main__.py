@@ -1,22 +1,39 @@
-"""Measures the layer, the epochs and the grid beside the usual way of doing the same, in one run on
-one machine.
+"""Measures the layer, the epochs and the grid beside the usual way of doing the same.
 
-    python -m benchmarks                                                  # layer, memory, epoch: about a minute
-    python -m benchmarks scaling jumps                                    # the layer as the work grows, and λ
-    python -m benchmarks levels --data_dir=data                           # of the log-Mel as λ grows
-    python -m benchmarks epoch --experiments audio_mnist esc50 --data_dir=data
-    python -m benchmarks operators                                        # of a training step: the same everywhere
-    python -m benchmarks prepare --clips 30000                            # recordings for training
-    python -m benchmarks start copies grid                                # trials through Ray
-    python -m benchmarks voices DIR                                       # 30,000 synthetic recordings, ten minutes
-    python -m benchmarks faults --minutes 10                              # what interruptions cost: lost must be 0
-    python -m benchmarks layer step epoch grid --experiments audio_mnist esc50 --complete     # on a GPU
+Layer, memory and epoch, about a minute:
 
-To be run from the repository root. Prints Markdown tables; --output names a JSON file for the same,
-with versions and hardware. Times are medians after a warm-up, the compared ones taken in turns;
-compare only numbers of one run. "Clip by clip" stands in for the original software, see
-clip_by_clip.py. Epochs are training and validation, with λ held at its initial value. All of them
-keep freed memory for later, as trials of main.py do (MEMORY).
+    python -m benchmarks
+
+The layer as the work grows and as λ grows, and the level of the log-Mel:
+
+    python -m benchmarks scaling jumps
+    python -m benchmarks levels --data_dir=data
+
+Training: epochs, the cost of a DMEL run over that of a search among 10 fixed windows with nothing
+cached, and the operators of a training step, which are the same on every machine:
+
+    python -m benchmarks epoch cost --experiments audio_mnist esc50 --data_dir=data
+    python -m benchmarks operators
+
+Recordings for training, and trials through Ray:
+
+    python -m benchmarks prepare --clips 30000
+    python -m benchmarks start copies grid
+
+What interruptions cost (lost must be 0), and 30,000 synthetic recordings, in ten minutes each:
+
+    python -m benchmarks faults --minutes 10
+    python -m benchmarks voices DIR
+
+On a GPU:
+
+    python -m benchmarks layer step epoch grid --experiments audio_mnist esc50 --complete
+
+To be run from the repository root, all in one run on one machine. Prints Markdown tables; --output
+names a JSON file for the same, with versions and hardware. Times are medians after a warm-up, the
+compared ones taken in turns; compare only numbers of one run. "Clip by clip" stands in for the
+original software, see clip_by_clip.py. Epochs are training and validation, with λ held at its
+initial value. All of them keep freed memory for later, as trials of main.py do (MEMORY).
 """
 
 import argparse
@@ -36,17 +53,21 @@ from summary import markdown_table
 
 PROGRAM = "python -m benchmarks"
 MODULES = (layer, training, preparing, trials, faults)
-SECTIONS = {section.__name__: section for module in MODULES for section in module.SECTIONS}
+DEFAULT_SECTIONS = ("layer", "memory", "epoch")
+
+SECTIONS = {}
+for module in MODULES:
+    for function in module.SECTIONS:
+        SECTIONS[function.__name__] = function
 
 
 def text(value):
-    return (
-        str(value)
-        if not isinstance(value, float)
-        else f"{value:.0f}"
-        if value >= 100
-        else f"{value:.3g}"
-    )
+    """A cell of a table: numbers with three digits, or whole where they have more."""
+    if not isinstance(value, float):
+        return str(value)
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
 
 
 def section(name):
@@ -63,6 +84,37 @@ def run():
 
 
 def measure():
+    args = parse_arguments()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device=cuda: there is no CUDA device here.")
+
+    command = ["-m", "benchmarks", *sys.argv[1:]]
+    if not MEMORY.items() <= os.environ.items():
+        # It holds from the start of a process: all ways are measured so.
+        environment = os.environ | MEMORY | {"PYTHONWARNINGS": "ignore"}
+        os.execve(sys.executable, [sys.executable, *command], environment)
+
+    report = provenance()
+    report["command"] = shlex.join(["python", *command])
+    report["device"] = args.device
+    report["threads"] = torch.get_num_threads()
+    report["sections"] = {}
+
+    for name in [*args.section, *args.sections] or DEFAULT_SECTIONS:
+        title = SECTIONS[name].__doc__
+        rows = list(SECTIONS[name](args))
+        cells = [[text(value) for value in row.values()] for row in rows]
+        table = markdown_table(list(rows[0]), cells)
+        print(f"{title}\n\n{table}\n", flush=True)
+
+        report["sections"][name] = {"title": title, "rows": rows}
+        if args.output:
+            content = json.dumps(report, indent=2, ensure_ascii=False)
+            with whole_file(args.output) as file:
+                file.write(content.encode() + b"\n")
+
+
+def parse_arguments():
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Measure the layer, the epochs and the grid."
     )
@@ -71,7 +123,7 @@ def measure():
     )
     parser.add_argument("--sections", nargs="+", type=section, default=[], help="the same")
     parser.add_argument(
-        "--experiments", nargs="+", default=["time_frequency"], help="for epoch and grid"
+        "--experiments", nargs="+", default=["time_frequency"], help="for epoch, cost and grid"
     )
     parser.add_argument(
         "--clips", type=int, default=3000, help="number of recordings for prepare (3000)"
@@ -87,37 +139,15 @@ def measure():
     parser.add_argument(
         "--epochs", type=int, default=300, help="epochs of a trial, to project a grid's time (300)"
     )
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=default_device)
     parser.add_argument("--minutes", type=float, default=10, help="for faults (10)")
     parser.add_argument("--seed", type=int, default=0, help="of faults (0)")
     parser.add_argument(
         "--tiny", action="store_true", help="to try it out: small sizes, numbers without meaning"
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device=cuda: there is no CUDA device here.")
-    command = ["-m", "benchmarks", *sys.argv[1:]]
-    if not MEMORY.items() <= os.environ.items():
-        # It holds from the start of a process: all ways are measured so.
-        os.execve(
-            sys.executable,
-            [sys.executable, *command],
-            os.environ | MEMORY | {"PYTHONWARNINGS": "ignore"},
-        )
-    report = {**provenance(), "command": shlex.join(["python", *command]), "device": args.device}
-    report |= {"threads": torch.get_num_threads(), "sections": {}}
-    for name in [*args.section, *args.sections] or ["layer", "memory", "epoch"]:
-        title = SECTIONS[name].__doc__
-        rows = list(SECTIONS[name](args))
-        cells = [[text(value) for value in row.values()] for row in rows]
-        print(f"{title}\n\n{markdown_table(list(rows[0]), cells)}\n", flush=True)
-        report["sections"][name] = {"title": title, "rows": rows}
-        if args.output:
-            with whole_file(args.output) as file:
-                file.write(json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -20,15 +20,22 @@ class ClipByClip(nn.Module):
 
     def __init__(self, layer):
         super().__init__()
-        self.layer, self.lambd = layer, layer.lambd
+        self.layer = layer
+        self.lambd = layer.lambd
 
     def forward(self, clips):
         return torch.stack([self.one(clip) for clip in clips])
 
     def one(self, clip):
-        layer, has_filters = self.layer, isinstance(self.layer, DMEL)
-        length = fft_size(self.lambd, len(clip)) if has_filters else len(clip)
-        n_fft = length if has_filters else 2 * length
+        layer = self.layer
+        has_filters = isinstance(layer, DMEL)
+        if has_filters:
+            length = fft_size(self.lambd, len(clip))
+            n_fft = length
+        else:
+            length = len(clip)
+            n_fft = 2 * length
+
         n = torch.arange(length, device=clip.device)
         window = torch.exp(-(((n - length / 2) / self.lambd) ** 2) / 2)
         spectrum = torch.stft(
@@ -43,6 +50,7 @@ class ClipByClip(nn.Module):
         power = spectrum.abs().square()
         if not has_filters:
             return power
+
         filters = torchaudio.functional.melscale_fbanks(
             n_fft // 2 + 1,
             layer.f_min,
@@ -66,24 +74,22 @@ def epoch_seconds(config, data):
     net, loss_function, device = prepare(config)
     optimizer = train.make_optimizer(net, config)
     start = time.perf_counter()
-    for training in (True, False):
-        part = data.splits["train" if training else "valid"]
-        clips = torch.utils.data.Subset(
-            torch.utils.data.TensorDataset(data.clips, data.labels), part.tolist()
-        )
+    for part in ("train", "valid"):
+        is_training = part == "train"
+        examples = torch.utils.data.TensorDataset(data.clips, data.labels)
         loader = torch.utils.data.DataLoader(
-            clips,
+            torch.utils.data.Subset(examples, data.splits[part].tolist()),
             config.batch_size,
-            shuffle=training,
+            shuffle=is_training,
             num_workers=2,
             multiprocessing_context="fork",
         )
-        net.train(training)
-        with torch.set_grad_enabled(training):
+        net.train(is_training)
+        with torch.set_grad_enabled(is_training):
             for batch, labels in loader:
                 logits, features = net(batch.to(device))
                 loss = loss_function(logits, labels.to(device))
-                if training:
+                if is_training:
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()

@@ -130,9 +130,8 @@ def disturbed(act):
         process = start(results)
         if ended_before(process, seconds):
             return True
-        with contextlib.suppress(
-            psutil.NoSuchProcess, IndexError
-        ):  # it is not there yet, or no longer
+        not_there = (psutil.NoSuchProcess, IndexError)  # not yet, or no longer
+        with contextlib.suppress(*not_there):
             act(psutil.Process(process.pid))
         process.wait(PATIENCE_SECONDS)
         return False
@@ -144,11 +143,10 @@ def kill_child(name):
     """Kills a process of the run, such as the raylet or a worker that trains."""
 
     def act(process):
-        found = [
-            child
-            for child in process.children(recursive=True)
-            if name in f"{child.name()} {child.cmdline()}"
-        ]
+        found = []
+        for child in process.children(recursive=True):
+            if name in f"{child.name()} {child.cmdline()}":
+                found.append(child)
         found[0].kill()
 
     return act

@@ -21,28 +21,32 @@ from datasets import SAMPLE_RATE
 from dmel import CPU_BLOCK, DMEL, WINDOW_SIGMAS
 
 WINDOW_SECONDS = (0.010, 0.035, 0.300)  # the paper's
-HOP_LENGTH, N_MELS = 80, 64
+HOP_LENGTH = 80
+N_MELS = 64
 SETTINGS = {"sample_rate": SAMPLE_RATE, "n_mels": N_MELS, "hop_length": HOP_LENGTH}
 
 
 def layer(args):
     """Layer, 32 clips of 5 s, forward and backward in λ, ms"""
+    n_clips = 2 if args.tiny else 32
     for seconds in WINDOW_SECONDS:
-        clips = torch.randn(2 if args.tiny else 32, 5 * SAMPLE_RATE, device=args.device)
+        clips = torch.randn(n_clips, 5 * SAMPLE_RATE, device=args.device)
         dmel = make_layer(seconds, args.device)
         library = torchaudio.transforms.MelSpectrogram(
             SAMPLE_RATE, n_fft=dmel.n_fft, hop_length=HOP_LENGTH, n_mels=N_MELS
         ).to(args.device)
-        n_ffts = 2 * len(clips) * (clips.shape[1] // HOP_LENGTH + 1)
-        block = torch.randn(
-            max(1, min(n_ffts, CPU_BLOCK // dmel.n_fft)), dmel.n_fft, device=args.device
-        )
+
+        # As many FFTs as forward and backward take, in blocks of the layer's size.
+        n_ffts = 2 * n_clips * (clips.shape[1] // HOP_LENGTH + 1)
+        block_size = max(1, min(n_ffts, CPU_BLOCK // dmel.n_fft))
+        block = torch.randn(block_size, dmel.n_fft, device=args.device)
+
         ours, standin, forward, ffts = medians(
             args,
             forward_backward(dmel, clips),
             forward_backward(ClipByClip(dmel), clips),
             functools.partial(library, clips),
-            functools.partial(ffts_of, block, n_ffts // len(block)),
+            functools.partial(ffts_of, block, n_ffts // block_size),
         )
         yield {
             "window": f"{1000 * seconds:.0f} ms (FFT {dmel.n_fft})",
@@ -61,16 +65,16 @@ def ffts_of(block, n_blocks):
 
 
 def make_layer(seconds, device, **options):
-    return DMEL(**SETTINGS, init_lambd=SAMPLE_RATE * seconds / WINDOW_SIGMAS, **options).to(device)
+    init_lambd = SAMPLE_RATE * seconds / WINDOW_SIGMAS
+    return DMEL(**SETTINGS, init_lambd=init_lambd, **options).to(device)
 
 
 def memory(args):
     """Memory of forward and backward beyond input and output, 32 clips of 5 s, window 300 ms"""
+    n_clips = 2 if args.tiny else 32
     for name, of_clips in (("DMEL", False), ("clip by clip", False), ("DMEL", True)):
         with fresh_process() as pool:  # where nothing is left over from before
-            n_bytes = pool.submit(
-                extra_memory, name, of_clips, 2 if args.tiny else 32, args.device
-            ).result()
+            n_bytes = pool.submit(extra_memory, name, of_clips, n_clips, args.device).result()
         yield {
             "way": name,
             "gradient of": "λ and the clips" if of_clips else "λ",
@@ -79,44 +83,55 @@ def memory(args):
 
 
 def extra_memory(name, of_clips, n_clips, device):
-    dmel = make_layer(0.300, device)
-    way = dmel if name == "DMEL" else ClipByClip(dmel)
+    """Bytes at the peak of forward and backward, beyond clips, features and their gradients."""
+    way = make_layer(0.300, device)
+    if name != "DMEL":
+        way = ClipByClip(way)
+
     # Libraries load and threads start here; on a short clip, as memory that it frees is not counted
     # when used again.
     features = way(torch.randn(1, SAMPLE_RATE // 2, device=device, requires_grad=of_clips))
     features.backward(torch.randn_like(features))
+
     clips = torch.randn(n_clips, 5 * SAMPLE_RATE, device=device, requires_grad=of_clips)
-    upstream = torch.randn(N_MELS, clips.shape[1] // HOP_LENGTH + 1, device=device).expand(
-        n_clips, -1, -1
-    )
+    n_frames = clips.shape[1] // HOP_LENGTH + 1
+    upstream = torch.randn(N_MELS, n_frames, device=device).expand(n_clips, -1, -1)
+
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew
         before = psutil.Process().memory_info().rss
+
     features = way(clips)
     features.backward(upstream)
+
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
         status = Path("/proc/self/status").read_text()
         peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
-    return peak - before - features.nbytes - (clips.grad.nbytes if of_clips else 0)
+
+    outputs = features.nbytes
+    if of_clips:
+        outputs += clips.grad.nbytes
+    return peak - before - outputs
 
 
 def scaling(args):
     """Layer, forward and backward, as the work grows"""
-    n_clips, clip_seconds, window = (4, 1, 0.035) if args.tiny else (16, 5, 0.035)
-    grids = [
-        [(n_clips * factor, clip_seconds, window) for factor in (1, 2, 4, 8)],
-        [(n_clips, clip_seconds * factor, window) for factor in (1, 2, 4, 8)],
-        [
-            (n_clips, clip_seconds, seconds)
-            for seconds in (0.010, 0.035, 0.070, 0.150, 0.300, 0.600)
-        ],
-    ]
-    for n, length, seconds in [cell for grid in grids for cell in grid]:
+    n_clips, clip_seconds = (4, 1) if args.tiny else (16, 5)
+    window = 0.035
+    cells = []
+    for factor in (1, 2, 4, 8):
+        cells.append((factor * n_clips, clip_seconds, window))
+    for factor in (1, 2, 4, 8):
+        cells.append((n_clips, factor * clip_seconds, window))
+    for seconds in (0.010, 0.035, 0.070, 0.150, 0.300, 0.600):
+        cells.append((n_clips, clip_seconds, seconds))
+
+    for n, length, seconds in cells:
         dmel = make_layer(seconds, args.device)
         clips = torch.randn(n, length * SAMPLE_RATE, device=args.device)
         (ours,) = medians(args, forward_backward(dmel, clips))
@@ -137,17 +152,20 @@ def jumps(args):
     """
     time_axis = torch.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
     noise = torch.randn(2 if args.tiny else 64, len(time_axis))
-    tones = torch.sin(2 * torch.pi * torch.linspace(60, 3900, 97)[:, None] * time_axis)
+    frequencies = torch.linspace(60, 3900, 97)[:, None]
+    tones = torch.sin(2 * torch.pi * frequencies * time_axis)
+
     for n_fft in (128, 256, 512, 1024):
         doubling = (n_fft + 1) / WINDOW_SIGMAS
         for continuous in (False, True):
-            layers = [
-                DMEL(**SETTINGS, init_lambd=doubling + side * 1e-3, continuous=continuous)
-                for side in (-1, 1)
-            ]
-            of_bands = (layers[1](noise) - layers[0](noise)).mean(dim=(0, 2))
-            before, after = (way(tones).mean(dim=2) for way in layers)
-            of_tones = (after - before).gather(1, before.argmax(dim=1, keepdim=True))
+            below = DMEL(**SETTINGS, init_lambd=doubling - 1e-3, continuous=continuous)
+            above = DMEL(**SETTINGS, init_lambd=doubling + 1e-3, continuous=continuous)
+            of_bands = (above(noise) - below(noise)).mean(dim=(0, 2))
+
+            before = below(tones).mean(dim=2)
+            after = above(tones).mean(dim=2)
+            strongest = before.argmax(dim=1, keepdim=True)
+            of_tones = (after - before).gather(1, strongest)
             yield {
                 "λ": f"{doubling:.2f}",
                 "FFT": f"{n_fft} to {2 * n_fft}",
@@ -167,9 +185,11 @@ def levels(args):
     data = datasets.load(config, recordings_of(config, args))
     clips = data.clips[data.splits["train"]]
     for seconds in (0.010, 0.020, 0.035, 0.070, 0.150, 0.300, 0.500):
-        ways = [make_layer(seconds, "cpu", zero_floor=zero_floor) for zero_floor in (False, True)]
-        default, from_zero = (f"{way(clips).square().mean().sqrt():.2f}" for way in ways)
-        yield {"window": f"{1000 * seconds:.0f} ms", "default": default, "zero_floor": from_zero}
+        row = {"window": f"{1000 * seconds:.0f} ms"}
+        for name, zero_floor in (("default", False), ("zero_floor", True)):
+            log_mel = make_layer(seconds, "cpu", zero_floor=zero_floor)(clips)
+            row[name] = f"{log_mel.square().mean().sqrt():.2f}"
+        yield row
 
 
 SECTIONS = (layer, memory, scaling, jumps, levels)

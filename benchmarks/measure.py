@@ -13,8 +13,9 @@ from config import parse
 
 
 def medians(args, *functions):
-    """Median milliseconds of each function: bursts of calls in turns, the first of each burst to
-    warm up.
+    """Median milliseconds of each function.
+
+    Bursts of calls are made in turns, the first call of each burst to warm up.
     """
     times = [[] for _ in functions]
     for _ in range(1 if args.tiny else 4):
@@ -45,8 +46,9 @@ def forward_backward(way, clips):
 
 def first_config(space, window=0, **changes):
     """The Config of a trained trial of a search space, with one of its windows, by number."""
-    windows = space["init_lambd"]
-    lambd = windows["grid_search"][window] if isinstance(windows, dict) else windows
+    lambd = space["init_lambd"]
+    if isinstance(lambd, dict):
+        lambd = lambd["grid_search"][window]
     chosen = {"trainable": True, "init_lambd": lambd, "seed": 0}
     return parse({**space, **chosen, **changes})
 
@@ -58,4 +60,8 @@ def recordings_of(config, args):
         return recordings
     n_complete = datasets.DATASETS[config.dataset_name].n_recordings
     repeated = np.arange(n_complete) % len(recordings.clips)
-    return datasets.Recordings(*(array[repeated] for array in recordings[:3]))
+    return datasets.Recordings(
+        clips=recordings.clips[repeated],
+        labels=recordings.labels[repeated],
+        groups=recordings.groups[repeated],
+    )

@@ -34,15 +34,19 @@ def epoch(args):
     """An epoch, s; the first one also warms up and computes the features of a fixed window"""
     for name in args.experiments:
         is_slow = args.device == "cpu" and "esc50" in name  # a minute an epoch, whatever the window
-        space = read_search_space(name, 2 if args.tiny or is_slow else 4)
-        windows = space["init_lambd"]["grid_search"][: 1 if is_slow or args.tiny else None]
+        is_short = args.tiny or is_slow
+        space = read_search_space(name, 2 if is_short else 4)
+        windows = space["init_lambd"]["grid_search"]
+        if is_short:
+            windows = windows[:1]
+
         with fresh_process() as pool:
             for trainable, lambd in itertools.product((True, False), windows):
                 changes = {"init_lambd": lambd, "lr_tf": 0.0, "device": args.device}
                 config = first_config(space, trainable=trainable, **changes)
-                first, *ours = pool.submit(epoch_times, config, args).result()
-                standin = pool.submit(clip_by_clip_times, config, args).result()
-                ours, standin = statistics.median(ours), statistics.median(standin)
+                first, *others = pool.submit(epoch_times, config, args).result()
+                ours = statistics.median(others)
+                standin = statistics.median(pool.submit(clip_by_clip_times, config, args).result())
                 yield {
                     "experiment": name,
                     "window": "trainable" if trainable else "fixed",
@@ -85,11 +89,14 @@ def cost(args):
 
         trained = np.mean(times[True], axis=0)  # over the windows, for each repetition
         fixed = np.mean(times[False], axis=0)
-        row = {"experiment": name, "DMEL, s": statistics.median(trained)}
-        row["fixed, s"] = statistics.median(fixed)
-        row["quotient"] = statistics.median(trained / (SEARCHED_WINDOWS * fixed))
-        row["quotients"] = (trained / (SEARCHED_WINDOWS * fixed)).tolist()
-        yield row
+        quotients = trained / (SEARCHED_WINDOWS * fixed)
+        yield {
+            "experiment": name,
+            "DMEL, s": statistics.median(trained),
+            "fixed, s": statistics.median(fixed),
+            "quotient": statistics.median(quotients),
+            "quotients": quotients.tolist(),
+        }
 
 
 def epoch_times_without_cache(config, args):
@@ -101,16 +108,15 @@ def epoch_times_without_cache(config, args):
 def step(args):
     """A training step of panns_cnn6 on 32 clips of 5 s, window 35 ms, and the layer alone, ms"""
     for precision, keys in PRECISIONS.items():
-        config = first_config(
-            search_spaces.esc50(1), init_lambd=46.7, lr_tf=0.0, device=args.device, **keys
-        )
-        clips = torch.randn(
-            2 if args.tiny else config.batch_size, config.n_points, device=args.device
-        )
-        net, *others = train.prepare(config)
+        changes = {"init_lambd": 46.7, "lr_tf": 0.0, "device": args.device, **keys}
+        config = first_config(search_spaces.esc50(1), **changes)
+        n_clips = 2 if args.tiny else config.batch_size
+        clips = torch.randn(n_clips, config.n_points, device=args.device)
+
+        net, loss_function, device = train.prepare(config)
         whole, alone = medians(
             args,
-            step_of(config, clips, net, *others),
+            step_of(config, clips, net, loss_function, device),
             forward_backward(net.spectrogram_layer, clips),
         )
         yield {
@@ -124,7 +130,8 @@ def step(args):
 def step_of(config, clips, net, loss_function, device):
     """A call that makes one training step on all of the clips."""
     indices = torch.arange(len(clips), device=device)
-    data = datasets.Data(clips, indices % datasets.PULSES_CLASSES, {})  # classes of every dataset
+    labels = indices % datasets.PULSES_CLASSES  # classes that every dataset has
+    data = datasets.Data(clips, labels, splits={})
     optimizer = train.make_optimizer(net, config)
     return functools.partial(train.train_epoch, net, loss_function, optimizer, data, [indices])
 
@@ -136,16 +143,13 @@ def operators(args):
     for space in (search_spaces.time_frequency, search_spaces.audio_mnist, search_spaces.esc50):
         # On the CPU: the number is the same on every machine.
         config = first_config(space(1), window=1, lr_tf=0.0, device="cpu")
-        clips = torch.randn(2 if args.tiny else config.batch_size, config.n_points)
-        net, *others = train.prepare(config)
-        ours, layer, standin = (
-            count_operators(function).total()
-            for function in (
-                step_of(config, clips, net, *others),
-                forward_backward(net.spectrogram_layer, clips),
-                step_of(config, clips, *clip_by_clip.prepare(config)),
-            )
-        )
+        n_clips = 2 if args.tiny else config.batch_size
+        clips = torch.randn(n_clips, config.n_points)
+
+        net, loss_function, device = train.prepare(config)
+        ours = count_operators(step_of(config, clips, net, loss_function, device)).total()
+        layer = count_operators(forward_backward(net.spectrogram_layer, clips)).total()
+        standin = count_operators(step_of(config, clips, *clip_by_clip.prepare(config))).total()
         yield {
             "experiment": config.dataset_name,
             "clips": len(clips),
@@ -157,11 +161,10 @@ def operators(args):
 
 
 def count_operators(function):
-    """Counter, by name, of the operators that a second call starts: the first one fills caches and
-    optimizer state.
+    """Counter, by name, of the operators that a second call starts.
 
-    The frames of a batch are one block, as on a GPU.
-
+    The first call fills caches and optimizer state. The frames of a batch are one block, as on a
+    GPU.
     """
     with mock.patch.object(dmel, "CPU_BLOCK", dmel.GPU_BLOCK):
         function()
@@ -184,10 +187,10 @@ class OperatorCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         name = operator.overloadpacket.__name__
-        is_view = (
-            operator.is_view or torch.Tag.inplace_view in operator.tags or name == "_unsafe_view"
-        )
-        if not is_view and "empty" not in name and "Tensor" in str(operator._schema):
+        is_view = operator.is_view or torch.Tag.inplace_view in operator.tags
+        is_view = is_view or name == "_unsafe_view"
+        is_allocation = "empty" in name
+        if not is_view and not is_allocation and "Tensor" in str(operator._schema):
             self.counts[name] += 1
         return operator(*args, **(kwargs or {}))
 

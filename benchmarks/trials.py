@@ -27,17 +27,22 @@ def start(args):
     """Start of a trial, s: what it takes beyond an empty one of Ray's and beyond its epochs"""
     config = first_config(search_spaces.time_frequency(1), init_lambd=6.38).model_dump()
     n = 2 if args.tiny else 8
+
+    def seconds_per_trial(function, n_epochs):
+        configs = [{**config, "max_epochs": n_epochs, "seed": seed} for seed in range(n)]
+        seconds, _ = timed(run, function, {"config": tune.grid_search(configs)})
+        return seconds / n
+
     with cluster.connected(), tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(folder, "start")
         trial = tune.with_parameters(
             main.run_trial, recordings=None, data=None, experiment=experiment, save_seconds=10
         )
         run(do_nothing, {"config": tune.grid_search([{}] * n)})  # workers start
-        times = []
-        for function, n_epochs in ((do_nothing, 1), (trial, 1), (trial, 3)):
-            configs = [{**config, "max_epochs": n_epochs, "seed": seed} for seed in range(n)]
-            times.append(timed(run, function, {"config": tune.grid_search(configs)})[0] / n)
-    empty, one, three = times
+        empty = seconds_per_trial(do_nothing, 1)
+        one = seconds_per_trial(trial, 1)
+        three = seconds_per_trial(trial, 3)
+
     epoch = (three - one) / 2
     yield {
         "empty trial": empty,
@@ -49,11 +54,12 @@ def start(args):
 
 def copies(args):
     """Memory for the data, two trials at a time on one node, MiB"""
-    shape = (500 if args.tiny else 10000, 8000)
-    clips = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    recordings = datasets.Recordings(
-        clips, np.zeros(len(clips), np.int64), np.arange(len(clips)) % 60 + 1
-    )
+    n_clips = 500 if args.tiny else 10000
+    clips = np.random.default_rng(0).standard_normal((n_clips, 8000), dtype=np.float32)
+    labels = np.zeros(n_clips, np.int64)
+    speakers = np.arange(n_clips) % 60 + 1
+    recordings = datasets.Recordings(clips, labels, speakers)
+
     with cluster.connected():
         trial = tune.with_parameters(touch, recordings=recordings)
         results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
@@ -68,36 +74,20 @@ def copies(args):
 def grid(args):
     """The grid of an experiment, 6 trials through main.py"""
     n_epochs = 2 if args.tiny else 6
-    cuda = args.device == "cuda"
+    if args.device == "cuda":
+        shares = {n: f"--gpus_per_trial={1 / n}" for n in (1, 4)}
+    else:
+        n_cpus = os.cpu_count()
+        shares = {n: f"--cpus_per_trial={n_cpus // n}" for n in sorted({1, n_cpus})}
+
     for name in args.experiments:
-        for n in (1, 4) if cuda else sorted({1, os.cpu_count()}):
-            share = (
-                f"--gpus_per_trial={1 / n}" if cuda else f"--cpus_per_trial={os.cpu_count() // n}"
-            )
-            with tempfile.TemporaryDirectory() as folder:
-                data_dir = (
-                    complete_data(name, args, Path(folder, "data"))
-                    if args.complete
-                    else args.data_dir
-                )
-                flags = [
-                    f"--name={name}",
-                    f"--max_epochs={n_epochs}",
-                    f"--data_dir={data_dir}",
-                    share,
-                ]
-                command = [sys.executable, main.__file__, *flags, f"--ray_root_dir={folder}"]
-                environment = dict(os.environ)
-                if args.complete:
-                    environment.pop("DMEL_CACHE_DIR", None)  # the cache was laid out in data_dir
-                wall, _ = timed(
-                    subprocess.run, command, check=True, capture_output=True, env=environment
-                )
-                experiment = Experiment(folder, name)
-                trials = experiment.read_trials(experiment.read_plan().trials)
-                histories = [state["history"] for _, state in trials]
-            epochs = [[row["time_this_iter_s"] for row in history[1:]] for history in histories]
-            per_epoch = sum(map(statistics.median, epochs)) / n
+        for n, share in shares.items():
+            wall, histories = run_grid(name, n_epochs, share, args)
+
+            # The first epoch of a trial also warms up.
+            per_epoch = 0.0
+            for history in histories:
+                per_epoch += statistics.median(row["time_this_iter_s"] for row in history[1:]) / n
             yield {
                 "experiment": name,
                 "trials at a time": n,
@@ -107,27 +97,52 @@ def grid(args):
             }
 
 
+def run_grid(name, n_epochs, share, args):
+    """Seconds of a run of main.py, start included, and the history of each of its trials."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = dict(os.environ)
+        data_dir = args.data_dir
+        if args.complete:
+            data_dir = complete_data(name, args, Path(folder, "data"))
+            environment.pop("DMEL_CACHE_DIR", None)  # the cache was laid out in data_dir
+
+        command = [
+            sys.executable,
+            main.__file__,
+            f"--name={name}",
+            f"--max_epochs={n_epochs}",
+            f"--data_dir={data_dir}",
+            share,
+            f"--ray_root_dir={folder}",
+        ]
+        wall, _ = timed(subprocess.run, command, check=True, capture_output=True, env=environment)
+
+        experiment = Experiment(folder, name)
+        trials = experiment.read_trials(experiment.read_plan().trials)
+        return wall, [state["history"] for _, state in trials]
+
+
 def complete_data(name, args, folder):
     """Writes the cache of the repeated recordings into a data folder and returns that."""
     config = first_config(read_search_space(name, 1))
     recordings = recordings_of(config, args)
-    if recordings is not None:
-        sources = []
-        for label, group in zip(recordings.labels, recordings.groups, strict=True):
-            sources.append(Source("", 0, 0, int(label), int(group), sha256=""))
-        name, sample_rate, n_points = (
-            config.dataset_name,
-            config.resample_rate,
-            config.n_points,
-        )
-        cache = folder / name / f"{name}_{sample_rate}Hz_{n_points}.npy"
-        cache.parent.mkdir(parents=True)
-        settings = {
-            "sample_rate": sample_rate,
-            "n_points": n_points,
-            "fit": DATASETS[name].fit.__name__,
-        }
-        write_cache(cache, settings, sources, recordings.clips)
+    if recordings is None:
+        return folder
+
+    sources = []
+    for label, group in zip(recordings.labels, recordings.groups, strict=True):
+        sources.append(Source("", 0, 0, int(label), int(group), sha256=""))
+
+    dataset_name = config.dataset_name
+    settings = {
+        "sample_rate": config.resample_rate,
+        "n_points": config.n_points,
+        "fit": DATASETS[dataset_name].fit.__name__,
+    }
+    file_name = f"{dataset_name}_{config.resample_rate}Hz_{config.n_points}.npy"
+    cache = folder / dataset_name / file_name
+    cache.parent.mkdir(parents=True)
+    write_cache(cache, settings, sources, recordings.clips)
     return folder
 
 
@@ -153,9 +168,7 @@ def do_nothing(config):
 
 
 def touch(config, recordings):
-    """Loads the data as a trial does, reads all of it, and reports the memory that this process
-    alone now has.
-    """
+    """Loads the data as a trial does, reads all of it, and reports this process's own memory."""
     before = psutil.Process().memory_full_info().uss
     config = first_config(search_spaces.audio_mnist(1))
     data = datasets.load(config, recordings)

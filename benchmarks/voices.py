@@ -1,5 +1,4 @@
-"""Synthetic voices in AudioMNIST's layout, to try the experiment at its full size without a
-download.
+"""Synthetic voices in AudioMNIST's layout: the experiment at its full size without a download.
 
     python -m benchmarks voices DIR
     export DATA_DIR=data_voices RAY_RESULTS_DIR=ray_results_voices
@@ -28,17 +27,13 @@ from config import InputError, whole_file
 
 SAMPLE_RATE = 48000  # Hz, as AudioMNIST's
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-ACCENTS = (
-    "en-gb",
-    "en-us",
-    "en-gb-scotland",
-    "en-gb-x-gbclan",
-    "en-gb-x-rp",
-    "en-gb-x-gbcwmd",
-    "en-029",
-)
-VARIANTS = (*(f"m{i}" for i in range(1, 9)), *(f"f{i}" for i in range(1, 6)))
-N_SPEAKERS, N_REPETITIONS = 60, 50
+ACCENTS = ["en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp"]
+ACCENTS += ["en-gb-x-gbcwmd", "en-029"]
+MALE_VARIANTS = [f"m{i}" for i in range(1, 9)]
+FEMALE_VARIANTS = [f"f{i}" for i in range(1, 6)]
+VARIANTS = MALE_VARIANTS + FEMALE_VARIANTS
+N_SPEAKERS = 60
+N_REPETITIONS = 50
 QUIET = 0.01  # of the largest sample: what is below it at both ends is no speech
 ABOUT = (
     "{0} speakers, {1} repetitions, spoken by {2} (synthetic voices, not AudioMNIST), seed {3}\n"
@@ -60,7 +55,8 @@ def main(arguments):
     args = parser.parse_args(arguments)
     if not (1 <= args.speakers <= N_SPEAKERS and args.repetitions >= 1 and args.seed >= 0):
         raise InputError(
-            f"voices: --speakers must be 1 to {N_SPEAKERS}, --repetitions 1 or more, --seed 0 or more."
+            f"voices: --speakers must be 1 to {N_SPEAKERS}, --repetitions 1 or more, "
+            "--seed 0 or more."
         )
     if not shutil.which("espeak-ng"):
         raise InputError(
@@ -71,71 +67,85 @@ def main(arguments):
 
 def speak_all(args):
     """Writes what is missing of the recordings; raises InputError where the folder holds others."""
-    version = subprocess.run(
-        ["espeak-ng", "--version"], capture_output=True, text=True
-    ).stdout.split("  ")[0]
-    about = ABOUT.format(args.speakers, args.repetitions, version.strip(), args.seed)
-    note = args.folder / "SYNTHETIC.txt"
-    if (
-        args.folder.exists()
-        and any(args.folder.iterdir())
-        and not (note.is_file() and note.read_text() == about)
-    ):
-        raise InputError(
-            f"'{args.folder}' holds something else than these recordings: name another folder."
-        )
+    prepare_folder(args)
+    all_voices = list(product(ACCENTS, VARIANTS))
+    voices = np.random.default_rng(args.seed).permutation(all_voices)[:N_SPEAKERS]
+
     clips = list(product(range(1, args.speakers + 1), range(10), range(args.repetitions)))
-    paths = [
-        args.folder / "data" / f"{s:02}" / f"{digit}_{s:02}_{repetition}.wav"
-        for s, digit, repetition in clips
-    ]
+    missing = []
+    for clip in clips:
+        path = path_of(clip, args.folder)
+        if not path.exists():
+            missing.append((path, clip))
+
+    def speak_one(job):
+        path, clip = job
+        accent, variant = voices[clip[0] - 1]
+        speak(path, clip, f"{accent}+{variant}", args.seed)
+
     try:
-        for folder in {path.parent for path in paths}:
-            folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(about)
-        voices = np.random.default_rng(args.seed).permutation(list(product(ACCENTS, VARIANTS)))[
-            :N_SPEAKERS
-        ]
-        jobs = [(path, clip) for path, clip in zip(paths, clips, strict=True) if not path.exists()]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, _ in missing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        n_done = len(clips) - len(missing)
+        progress = tqdm(desc="synthetic voices", unit="clip", total=len(clips), initial=n_done)
+        with progress, ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
-                work = pool.map(
-                    lambda job: speak(*job, "+".join(voices[job[1][0] - 1]), args.seed), jobs
-                )
-                for _ in tqdm(
-                    work,
-                    desc="synthetic voices",
-                    unit="clip",
-                    total=len(paths),
-                    initial=len(paths) - len(jobs),
-                ):
-                    pass
+                for _ in pool.map(speak_one, missing):
+                    progress.update()
             finally:
                 pool.shutdown(cancel_futures=True)
     except OSError as error:
+        raise cannot_write(args.folder, error) from None
+    print(f"{len(clips)} recordings of synthetic voices are in {args.folder}")
+
+
+def prepare_folder(args):
+    """Makes the folder, with a note of what is in it; raises InputError where it holds others."""
+    version = subprocess.run(["espeak-ng", "--version"], capture_output=True, text=True).stdout
+    version = version.split("  ")[0].strip()
+    about = ABOUT.format(args.speakers, args.repetitions, version, args.seed)
+
+    note = args.folder / "SYNTHETIC.txt"
+    is_empty = not args.folder.exists() or not any(args.folder.iterdir())
+    is_the_same = note.is_file() and note.read_text() == about
+    if not is_empty and not is_the_same:
         raise InputError(
-            f"voices: cannot write to '{args.folder}' ({error}): name another folder."
-        ) from None
-    print(f"{len(paths)} recordings of synthetic voices are in {args.folder}")
+            f"'{args.folder}' holds something else than these recordings: name another folder."
+        )
+
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(about)
+    except OSError as error:
+        raise cannot_write(args.folder, error) from None
+
+
+def cannot_write(folder, error):
+    return InputError(f"voices: cannot write to '{folder}' ({error}): name another folder.")
+
+
+def path_of(clip, folder):
+    """Path of a clip's recording; clip: speaker, digit and repetition."""
+    speaker, digit, repetition = clip
+    return folder / "data" / f"{speaker:02}" / f"{digit}_{speaker:02}_{repetition}.wav"
 
 
 def speak(path, clip, voice, seed):
-    """Writes one recording, 16 bit; clip: speaker, digit and repetition, from which its pitch,
-    speed, … are drawn.
+    """Writes one recording, 16 bit.
+
+    clip: speaker, digit and repetition, from which its pitch, speed, gain and noise are drawn.
     """
     speaker, digit, _ = clip
-    of_speaker, random = (
-        np.random.default_rng([seed, speaker]),
-        np.random.default_rng([seed, *clip]),
-    )
-    pitch, speed = (
-        of_speaker.uniform(35, 65) + random.normal(0, 5),
-        of_speaker.uniform(100, 150) + random.normal(0, 10),
-    )
-    prosody = ["-p", str(round(np.clip(pitch, 0, 99))), "-s", str(round(np.clip(speed, 80, 300)))]
-    spoken = subprocess.run(
-        ["espeak-ng", "-v", voice, *prosody, "--stdout", WORDS[digit]], capture_output=True
-    )
+    of_speaker = np.random.default_rng([seed, speaker])
+    of_clip = np.random.default_rng([seed, *clip])
+
+    pitch = of_speaker.uniform(35, 65) + of_clip.normal(0, 5)
+    speed = of_speaker.uniform(100, 150) + of_clip.normal(0, 10)
+    pitch = round(np.clip(pitch, 0, 99))
+    speed = round(np.clip(speed, 80, 300))
+    command = ["espeak-ng", "-v", voice, "-p", str(pitch), "-s", str(speed), "--stdout"]
+    spoken = subprocess.run([*command, WORDS[digit]], capture_output=True)
+
     try:
         samples, rate = soundfile.read(io.BytesIO(spoken.stdout))
     except soundfile.SoundFileError:
@@ -143,9 +153,10 @@ def speak(path, clip, voice, seed):
         raise InputError(
             f"voices: espeak-ng cannot speak as {voice} ({reason:.200}): install all its voices."
         ) from None
+
     loud = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max())
     samples = soxr.resample(samples[loud[0] : loud[-1] + 1], rate, SAMPLE_RATE)
-    samples *= 10 ** random.uniform(-1.5, -0.2) / np.abs(samples).max()
-    samples += 10 ** random.uniform(-4, -2.5) * random.standard_normal(len(samples))
+    samples *= 10 ** of_clip.uniform(-1.5, -0.2) / np.abs(samples).max()
+    samples += 10 ** of_clip.uniform(-4, -2.5) * of_clip.standard_normal(len(samples))
     with whole_file(path) as file:
         soundfile.write(file, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")

@@ -1,5 +1,6 @@
-"""A run of main.py in a process of its own, to disturb, and what it leaves, to compare with
-training without Ray.
+"""A run of main.py in a process of its own, to disturb.
+
+What it leaves can be compared with training without Ray.
 """
 
 import contextlib
@@ -20,16 +21,12 @@ class Run:
     """An experiment in a results folder of its own, every epoch of whose trials is written."""
 
     def __init__(self, project, results, name, epochs, flags=()):
-        self.project, self.name = project, name
+        self.project = project
+        self.name = name
         self.results = project.folder / results
         self.folder = self.results / name
-        arguments = [
-            f"--name={name}",
-            f"--max_epochs={epochs}",
-            f"--ray_root_dir={self.results}",
-            "--save_seconds=0",
-        ]
-        self.command = ["main.py", *arguments, *flags]
+        self.command = ["main.py", f"--name={name}", f"--max_epochs={epochs}"]
+        self.command += [f"--ray_root_dir={self.results}", "--save_seconds=0", *flags]
 
     def start(self, **environment):
         return subprocess.Popen(
@@ -52,44 +49,41 @@ class Run:
 
     def n_reported(self):
         """Epochs that are written."""
-        return (
-            sum(len(state["history"]) for state in self.states().values())
-            if self.folder.exists()
-            else 0
-        )
+        if not self.folder.exists():
+            return 0
+        return sum(len(state["history"]) for state in self.states().values())
 
     def wait_for_epochs(self, process, n):
         """Waits until n epochs more than now are written."""
-        until, deadline = self.n_reported() + n, time.monotonic() + 120
+        until = self.n_reported() + n
+        deadline = time.monotonic() + 120
         while self.n_reported() < until:
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            in_time = process.poll() is None and time.monotonic() < deadline
+            assert in_time, process.communicate()[0]
             time.sleep(0.05)
 
     def assert_undisturbed(self, recordings=None):
-        """Asserts that every trial is, to the last bit, what train.py makes of its config in one
-        go.
-        """
-        n_threads, states = torch.get_num_threads(), self.states()
+        """Asserts that each trial is, to the last bit, what train.py makes of its config."""
+        states = self.states()
+        n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         for key, config in Experiment(self.results, self.name).read_plan().configs().items():
-            state, expected = states[key], trained(config, recordings)
+            state = states[key]
+            expected = trained(config, recordings)
             for row in state["history"] + expected["history"]:
                 del row["time_this_iter_s"]
             assert config.is_finished(state["history"][-1])
             assert state["history"] == expected["history"]
-            assert all(
-                torch.equal(state["best_net"][name], value)
-                for name, value in expected["best_net"].items()
-            )
+            for name, value in expected["best_net"].items():
+                assert torch.equal(state["best_net"][name], value), name
         torch.set_num_threads(n_threads)
 
 
 def trained(config, recordings=None):
     """What a trial leaves at its end, trained without Ray."""
     snapshots = []
-    train.train(
-        config, datasets.load(config, recordings), lambda row, snapshot: snapshots.append(snapshot)
-    )
+    data = datasets.load(config, recordings)
+    train.train(config, data, lambda row, snapshot: snapshots.append(snapshot))
     return snapshots[-1]()
 
 

@@ -1,5 +1,6 @@
-"""Clusters, simulated on this machine: several nodes, a node that goes away, shares of a GPU, the
-token.
+"""Clusters, simulated on this machine.
+
+Several nodes, a node that goes away, shares of a GPU, the token.
 """
 
 import contextlib
@@ -56,9 +57,8 @@ def project(tmp_path_factory):
 
 @contextlib.contextmanager
 def cluster(**node):
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"object_store_memory": 100 * 2**20, **node}
-    )
+    head = {"object_store_memory": 100 * 2**20, **node}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield cluster
     finally:
@@ -68,38 +68,38 @@ def cluster(**node):
 def test_a_trial_that_is_given_no_gpu_sees_none():
     script = """
 import os, ray, cluster
+
+def visible():
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
 with cluster.connected():
-    print(repr(ray.get(ray.remote(num_cpus=1)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES")).remote())))
+    print(repr(ray.get(ray.remote(num_cpus=1)(visible).remote())))
 """
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "token",
-        "CUDA_VISIBLE_DEVICES": "0",
-        "PYTHONPATH": str(ROOT),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
+    changes = {"RAY_AUTH_MODE": "token", "CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env=os.environ | changes, capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "''", result.stderr
 
 
 def test_two_nodes_share_the_trials_and_one_takes_over(project):
     with cluster(num_cpus=1) as nodes:
         second = nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-        heads = [
-            psutil.Process(node.all_processes["raylet"][0].process.pid)
-            for node in nodes.list_all_nodes()
-        ]
+        raylets = []
+        for node in nodes.list_all_nodes():
+            pid = node.all_processes["raylet"][0].process.pid
+            raylets.append(psutil.Process(pid))
+
         run = Run(project, "two_nodes", "spoken", EPOCHS, ["--ray_address", nodes.address])
         process = run.start()
         deadline = time.monotonic() + 120
-        while not all(
-            any(map(is_training, head.children())) for head in heads
-        ):  # two at a time, one on each node
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        while not all(has_a_trial(raylet) for raylet in raylets):  # two at a time, one on each node
+            in_time = process.poll() is None and time.monotonic() < deadline
+            assert in_time, process.communicate()[0]
             time.sleep(0.05)
         run.wait_for_epochs(process, 4)
-        for head in heads:  # the object store of a node holds one copy of the recordings
-            mapped = sum(part.rss for part in head.memory_maps() if "plasma" in part.path)
+
+        for raylet in raylets:  # the object store of a node holds one copy of the recordings
+            mapped = sum(part.rss for part in raylet.memory_maps() if "plasma" in part.path)
             assert 1 <= mapped / (180 * 48000 * 4) < 1.5
         nodes.remove_node(second)
         output = process.communicate(timeout=200)[0]
@@ -107,30 +107,30 @@ def test_two_nodes_share_the_trials_and_one_takes_over(project):
     run.assert_undisturbed(datasets.recordings_of(CLIPS, project.folder / "data"))
 
 
+def has_a_trial(raylet):
+    return any(is_training(child) for child in raylet.children())
+
+
 def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_named(project):
-    """The second node lives in a mount namespace with an empty folder in the place of the results."""
+    """The second node lives in a mount namespace, with an empty folder in place of the results."""
     results = project.folder / "not_shared"
     results.mkdir()
     with cluster(num_cpus=4, num_gpus=1) as nodes:
-        run = Run(
-            project,
-            "packing",
-            "packing",
-            40,
-            ["--ray_address", nodes.address, "--report_seconds=0"],
-        )
+        flags = ["--ray_address", nodes.address, "--report_seconds=0"]
+        run = Run(project, "packing", "packing", 40, flags)
         output = run.finish().stdout
         assert "4 trials at a time, 1 CPUs each" in output
         assert max(table.count(" runs ") for table in output.split("\n\n")) == 4  # the fifth waits
         assert len(run.states()) == 6
 
-        mount = f"mount -t tmpfs tmpfs {results} && exec ray start --address={nodes.address} --num-cpus=1 --block"
-        command = ["unshare", "--mount", "sh", "-c", mount]
-        environment = os.environ | {
-            "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-        }
+        mount = f"mount -t tmpfs tmpfs {results}"
+        start = f"exec ray start --address={nodes.address} --num-cpus=1 --block"
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
         node = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+            ["unshare", "--mount", "sh", "-c", f"{mount} && {start}"],
+            env=os.environ | {"PATH": path},
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             deadline = time.monotonic() + 60
@@ -143,12 +143,10 @@ def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_n
             for member in [*psutil.Process(node.pid).children(recursive=True), node]:
                 member.kill()
             node.wait()
-    message = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and not list(results.glob("packing/trials/*"))
-    assert re.match(
-        rf"main.py: \S+ does not see {results}/packing/experiment\.json: name a --ray_root_dir",
-        message,
-    )
+    message = result.stderr.strip().splitlines()[-1]
+    unseen = rf"{results}/packing/experiment\.json"
+    assert re.match(rf"main.py: \S+ does not see {unseen}: name a --ray_root_dir", message)
 
 
 def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
@@ -156,19 +154,24 @@ def test_private_cluster_refuses_those_without_the_token(project, tmp_path):
     process = run.start(RAY_AUTH_MODE="disabled")
     try:
         run.wait_for_epochs(process, 1)
-        raylet = next(
-            child for child in psutil.Process(process.pid).children() if child.name() == "raylet"
-        )
+        children = psutil.Process(process.pid).children()
+        raylet = next(child for child in children if child.name() == "raylet")
         address = re.search(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))[1]
         join = f"import ray; ray.init(address='{address}', logging_level='error'); print('joined')"
         mine = os.environ | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
         own = {"RAY_AUTH_TOKEN": raylet.environ()["RAY_AUTH_TOKEN"]}
         strangers = [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}, {}]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        joining = [  # at the same time, as Ray tries for a minute or more
-            subprocess.Popen([sys.executable, "-c", join], env=mine | changes, text=True, **pipes)
-            for changes in (own, *strangers)
-        ]
+
+        joining = []  # at the same time, as Ray tries for a minute or more
+        for changes in (own, *strangers):
+            joiner = subprocess.Popen(
+                [sys.executable, "-c", join],
+                env=mine | changes,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            joining.append(joiner)
         outputs = [joiner.communicate()[0] for joiner in joining]
         assert ["joined" in output for output in outputs] == [True, False, False, False]
     finally:
@@ -180,8 +183,5 @@ def test_no_cluster_there(project):
     flags = ["--name=packing", "--ray_address=127.0.0.1:1"]
     result = project.run("main.py", *flags, check=False, RAY_AUTH_MODE="disabled")
     assert result.returncode == 1
-    assert (
-        result.stderr.strip()
-        .splitlines()[-1]
-        .startswith("main.py: --ray_address=127.0.0.1:1: no Ray cluster")
-    )
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("main.py: --ray_address=127.0.0.1:1: no Ray cluster")

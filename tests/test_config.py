@@ -7,6 +7,7 @@ import math
 import os
 import random
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -50,21 +51,19 @@ WRONG_SPOKEN = {
     "n_mels": [None, 0, 10**30],
     "energy_normalize": [None],
     "tf32": [1],
-    "split": [
-        5,
-        "speaker",
-        {"train": [1], "valid": [2]},
-        SPLIT | {"test": ["a"]},
-        SPLIT | {"test": [3, 2]},
-    ],
+    "split": [5, "speaker"],
 }
-WRONG = [(PULSES, key, value) for key, values in WRONG_PULSES.items() for value in values]
-WRONG += [(SPOKEN, key, value) for key, values in WRONG_SPOKEN.items() for value in values]
-WRONG += [
+WRONG_SPOKEN["split"] += [{"train": [1], "valid": [2]}]
+WRONG_SPOKEN["split"] += [SPLIT | {"test": ["a"]}, SPLIT | {"test": [3, 2]}]
+
+WRONG = [
     (CNN6, "n_mels", 8),
     (CNN6, "optimized", 1),
     (SPOKEN | {"energy_normalize": False}, "zero_floor", True),
 ]
+for config, wrong_values in ((PULSES, WRONG_PULSES), (SPOKEN, WRONG_SPOKEN)):
+    for key, values in wrong_values.items():
+        WRONG += [(config, key, value) for value in values]
 
 
 @pytest.mark.parametrize(("config", "key", "value"), WRONG)
@@ -104,12 +103,8 @@ def test_numbers_of_numpy_and_torch_are_numbers():
 
 def test_optional_keys_have_their_defaults_and_every_key_a_meaning():
     config = parse(PULSES)
-    assert (config.continuous, config.bf16, config.split, config.n_mels) == (
-        False,
-        False,
-        None,
-        None,
-    )
+    assert config.continuous is False and config.bf16 is False
+    assert config.split is None and config.n_mels is None
     assert all(field.description for field in Config.model_fields.values())
     assert parse(config.model_dump()) == config
 
@@ -185,7 +180,7 @@ def test_a_grid_is_drawn_cell_by_cell_and_samplers_from_the_seed():
     first = draw(space, 3)
     other = draw(space, 4)
     assert first == draw(space, 3) and len(first) == 6
-    cells = {(init, trainable) for init in (1.0, 2.0, 3.0) for trainable in (True, False)}
+    cells = set(product((1.0, 2.0, 3.0), (True, False)))
     assert {(config.init_lambd, config.trainable) for config in first.values()} == cells
     rates = {config.lr_model for config in [*first.values(), *other.values()]}
     assert len(rates) == 6  # one for each run and window: its two trials get the same
@@ -332,6 +327,7 @@ def test_the_originals_way_of_writing_a_search_space(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "0"}])
 def test_scripts_let_waiting_threads_sleep_soon_unless_told_otherwise(monkeypatch, given):
-    monkeypatch.setattr(os, "environ", environment := dict(given))
+    environment = dict(given)
+    monkeypatch.setattr(os, "environ", environment)
     run(lambda: None)
     assert environment == {"GOMP_SPINCOUNT": "1000"} | given

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, shared
+from conftest import ROOT, whole_dataset, write_digits, write_sounds
 
 import datasets
 import search_spaces
@@ -31,13 +31,15 @@ def pulses():
 
 
 def envelope_moments(clips):
-    """Centre and width of the energy of each clip, in samples: a pulse of width s has energy of
-    width s/√2.
+    """Centre and width of each clip's pulse, in samples, by its energy.
+
+    A pulse of width s has energy of width s/√2.
     """
     n = np.arange(clips.shape[1])
     weight = clips**2 / (clips**2).sum(axis=1, keepdims=True)
     centre = weight @ n
-    return centre, np.sqrt(2 * (weight * (n - centre[:, None]) ** 2).sum(axis=1))
+    variance = (weight * (n - centre[:, None]) ** 2).sum(axis=1)
+    return centre, np.sqrt(2 * variance)
 
 
 def test_class_0_is_one_pulse_wider_or_narrower_than_sigma(pulses):
@@ -46,13 +48,11 @@ def test_class_0_is_one_pulse_wider_or_narrower_than_sigma(pulses):
     scale = width / 6.38
     largest = 2 * (128 / 5) / (6 * 6.38) + 1
     assert np.abs(centre - 64).max() < 1.5
-    assert scale.min() == pytest.approx(1 / largest, rel=0.05) and scale.max() == pytest.approx(
-        largest, rel=0.05
-    )
+    assert scale.min() == pytest.approx(1 / largest, rel=0.05)
+    assert scale.max() == pytest.approx(largest, rel=0.05)
     assert (scale > 1).mean() == pytest.approx(0.5, abs=0.05)
-    assert np.median(scale[scale > 1]) == pytest.approx(
-        (1 + largest) / 2, rel=0.05
-    )  # uniform in each half
+    wider = scale[scale > 1]  # uniform in each half
+    assert np.median(wider) == pytest.approx((1 + largest) / 2, rel=0.05)
 
 
 def test_class_1_is_two_pulses_of_width_sigma_apart_in_time(pulses):
@@ -60,8 +60,12 @@ def test_class_1_is_two_pulses_of_width_sigma_apart_in_time(pulses):
     centre, width = envelope_moments(clips[labels == 1])
     assert np.abs(centre - 64).mean() < 2
     # Two equal pulses at ±t have a spread of √(σ² + 2t²) in this measure, with t from σ to 128/5.
-    for measured, time in ((np.median(width), (6.38 + 25.6) / 2), (width.max(), 25.6)):
-        assert measured == pytest.approx(np.sqrt(6.38**2 + 2 * time**2), rel=0.05)
+    median_time = (6.38 + 25.6) / 2
+    median_width = np.sqrt(6.38**2 + 2 * median_time**2)
+    largest_width = np.sqrt(6.38**2 + 2 * 25.6**2)
+    assert np.median(width) == pytest.approx(median_width, rel=0.05)
+    assert width.max() == pytest.approx(largest_width, rel=0.05)
+
     left, right = (clips[labels == 1] ** 2).reshape(-1, 2, 64).sum(axis=2).T
     assert (left / (left + right)).mean() == pytest.approx(0.5, abs=0.02)
 
@@ -71,13 +75,11 @@ def test_class_2_is_two_pulses_at_one_time_apart_in_frequency(pulses):
     centre, width = envelope_moments(clips[labels == 2])
     assert np.abs(centre - 64).mean() < 1.5
     assert np.median(width) == pytest.approx(6.38, rel=0.1)
-    spectrum = (
-        np.abs(np.fft.rfft(clips[labels == 2], 1024)) ** 2
-    )  # 0.25 cycles per sample is bin 256
-    below, above = (
-        spectrum[:, :256].argmax(axis=1) / 1024,
-        (257 + spectrum[:, 257:].argmax(axis=1)) / 1024,
-    )
+
+    power = np.abs(np.fft.rfft(clips[labels == 2], 1024)) ** 2
+    centre = 256  # bin of 0.25 cycles per sample
+    below = power[:, :centre].argmax(axis=1) / 1024
+    above = (centre + 1 + power[:, centre + 1 :].argmax(axis=1)) / 1024
     np.testing.assert_allclose(np.median(above + below), 0.5, atol=0.01)
     distance = (above - below) / 2
     smallest = 6.38 / 256  # so near, the two merge; the median and the largest are told exactly
@@ -92,28 +94,28 @@ def test_balance_amplitude_noise_and_offset(pulses):
     assert np.abs(np.bincount(labels) / 5000 - 1 / 3).max() < 0.03
     peak = np.abs(clips[labels == 0]).max(axis=1)
     assert 0.45 < peak.min() < 0.55 and 0.95 < peak.max() < 1.1
+
     noisy, noisy_labels = datasets.draw_pulses(pulses_config())
     assert noisy.dtype == np.float32 and np.array_equal(noisy_labels, labels)
-    noise = noisy - clips
-    assert noise.std() == pytest.approx(
-        0.5 / np.sqrt(12), rel=0.02
-    )  # uniform in [0, 0.5), then without its mean
+    noise = noisy - clips  # uniform in [0, 0.5), then without its mean
+    assert noise.std() == pytest.approx(0.5 / np.sqrt(12), rel=0.02)
     assert noise.max() - noise.min() < 0.5 + 0.1
+
     clips, labels = datasets.draw_pulses(pulses_config(noise_std=0.0, center_offset=True))
     centre, _ = envelope_moments(clips[labels == 0].astype(np.float64))
-    assert centre.min() == pytest.approx(64 - 25.6, abs=3) and centre.max() == pytest.approx(
-        64 + 25.6, abs=3
-    )
+    assert centre.min() == pytest.approx(64 - 25.6, abs=3)
+    assert centre.max() == pytest.approx(64 + 25.6, abs=3)
 
 
 def test_pulses_are_drawn_from_the_seed_and_split_without_overlap():
-    first, again, other = (datasets.load(pulses_config(seed=seed)) for seed in (3, 3, 4))
-    assert torch.equal(first.clips, again.clips) and not torch.equal(first.clips, other.clips)
-    assert {part: len(indices) for part, indices in first.splits.items()} == {
-        "train": 3500,
-        "valid": 500,
-        "test": 1000,
-    }
+    first = datasets.load(pulses_config(seed=3))
+    again = datasets.load(pulses_config(seed=3))
+    other = datasets.load(pulses_config(seed=4))
+    assert torch.equal(first.clips, again.clips)
+    assert not torch.equal(first.clips, other.clips)
+
+    sizes = {part: len(indices) for part, indices in first.splits.items()}
+    assert sizes == {"train": 3500, "valid": 500, "test": 1000}
     assert torch.cat(list(first.splits.values())).sort().values.tolist() == list(range(5000))
 
 
@@ -130,10 +132,11 @@ OWN = {"train": [5], "valid": [1, 2], "test": [3, 4]}
 
 
 def splits_of(name, groups, split=None):
-    recordings = datasets.Recordings(
-        np.zeros((len(groups), 2), np.float32), np.zeros(len(groups), np.int64), groups
-    )
-    return datasets.load(spoken_config(dataset_name=name, split=split), recordings).splits
+    clips = np.zeros((len(groups), 2), np.float32)
+    labels = np.zeros(len(groups), np.int64)
+    recordings = datasets.Recordings(clips, labels, groups)
+    config = spoken_config(dataset_name=name, split=split)
+    return datasets.load(config, recordings).splits
 
 
 @pytest.mark.parametrize(("split", "groups"), [("folds", FOLDS), (OWN, OWN), (None, None)])
@@ -141,65 +144,84 @@ def test_esc50_splits_are_disjoint_and_complete(split, groups):
     folds = np.repeat([1, 2, 3, 4, 5], 80)
     splits = splits_of("esc50", folds, split)
     assert torch.cat(list(splits.values())).sort().values.tolist() == list(range(400))
-    if groups:
-        assert {part: sorted(set(folds[indices])) for part, indices in splits.items()} == groups
+    if groups is not None:
+        for part, indices in splits.items():
+            assert sorted(set(folds[indices])) == groups[part]
     else:
-        expected = torch.utils.data.random_split(
-            range(400), [0.7, 0.1, 0.2], torch.Generator().manual_seed(0)
-        )
-        assert [indices.tolist() for indices in splits.values()] == [
-            list(part.indices) for part in expected
-        ]
+        generator = torch.Generator().manual_seed(0)
+        expected = torch.utils.data.random_split(range(400), [0.7, 0.1, 0.2], generator)
+        for indices, subset in zip(splits.values(), expected, strict=True):
+            assert indices.tolist() == list(subset.indices)
+
+
+def test_an_empty_split_is_refused():
     with pytest.raises(InputError, match="train split is empty"):
         splits_of("audio_mnist", np.array([12, 26, 12]))
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (
-            spoken_config(dataset_name="fsdd"),
-            "dataset_name 'fsdd' is not one of time_frequency, audio_mnist, esc50",
-        ),
-        (
-            spoken_config(resample_rate=None),
-            "key 'resample_rate' is missing: audio_mnist needs it",
-        ),
-        (spoken_config(split="folds"), "split 'folds' is not one of speakers for audio_mnist"),
-        (pulses_config(split="folds"), "split is for recordings"),
-        *(
-            (pulses_config(**{key: None}), key)
-            for key in ("n_samples", "noise_std", "sigma_ref", "center_offset")
-        ),
-    ],
-)
-def test_configs_that_lack_something(config, message):
+def lacks(config, message):
     with pytest.raises(InputError, match=rf"^config: .*{message}"):
         datasets.check(config)
+
+
+def test_configs_that_lack_something():
+    known = "time_frequency, audio_mnist, esc50"
+    lacks(spoken_config(dataset_name="fsdd"), f"dataset_name 'fsdd' is not one of {known}")
+    missing = "key 'resample_rate' is missing: audio_mnist needs it"
+    lacks(spoken_config(resample_rate=None), missing)
+    unknown = "split 'folds' is not one of speakers for audio_mnist"
+    lacks(spoken_config(split="folds"), unknown)
+    lacks(pulses_config(split="folds"), "split is for recordings")
+    for key in ("n_samples", "noise_std", "sigma_ref", "center_offset"):
+        lacks(pulses_config(**{key: None}), key)
+
+
+def test_configs_that_lack_nothing():
     datasets.check(pulses_config())
     datasets.check(spoken_config(split="speakers"))
     datasets.check(spoken_config(split=OWN))
 
 
+def load_whole(name, folder, n_points):
+    config = spoken_config(dataset_name=name, n_points=n_points)
+    data = datasets.load(config, datasets.recordings_of(config, folder))
+    assert data.clips.shape == (len(data.labels), n_points) and data.clips.isfinite().all()
+    assert 0.01 < data.clips.square().mean().sqrt() < 0.3
+    sizes = [len(indices) for indices in data.splits.values()]
+    return data, sizes
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "folder", "n_clips", "n_points", "sizes"),
+    ("name", "folder", "n_clips", "n_points", "expected_sizes"),
     [
-        ("audio_mnist", "data/AudioMNIST", 3000, 8000, [2000, 500, 500]),
-        ("esc50", "data/ESC-10", 400, 40000, [280, 40, 80]),
+        ("audio_mnist", "AudioMNIST", 3000, 8000, [2000, 500, 500]),
+        ("esc50", "ESC-10", 400, 40000, [280, 40, 80]),
     ],
 )
-def test_real_recordings(name, folder, n_clips, n_points, sizes, tmp_path, monkeypatch):
+def test_real_recordings(name, folder, n_clips, n_points, expected_sizes, tmp_path, monkeypatch):
     monkeypatch.setenv("DMEL_CACHE_DIR", str(tmp_path))
-    config = spoken_config(dataset_name=name, n_points=n_points)
-    data = datasets.load(config, datasets.recordings_of(config, shared(folder)))
-    assert data.clips.shape == (n_clips, n_points) and data.clips.isfinite().all()
-    assert [len(indices) for indices in data.splits.values()] == sizes
+    data, sizes = load_whole(name, whole_dataset(folder), n_points)
+    assert len(data.clips) == n_clips and sizes == expected_sizes
     assert set(data.labels.bincount().tolist()) <= {0, n_clips // 10}
-    assert 0.01 < data.clips.square().mean().sqrt() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "n_clips", "n_points", "expected_sizes"),
+    [
+        ("audio_mnist", write_digits, 60, 8000, [40, 10, 10]),
+        ("esc50", write_sounds, 10, 40000, [7, 1, 2]),
+    ],
+)
+def test_a_folder_of_recordings(name, write, n_clips, n_points, expected_sizes, tmp_path):
+    data, sizes = load_whole(name, write(tmp_path), n_points)
+    assert len(data.clips) == n_clips and sizes == expected_sizes
+    assert data.labels.bincount().tolist() == [n_clips // 10] * 10
 
 
 def test_help_and_preparation_need_no_torch(tmp_path):
     code = "import sys; sys.modules['torch'] = None; sys.argv[1:] = ['nowhere']\n"
     code += "import datasets; datasets.main()"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "holds neither audio_mnist nor esc50" in result.stderr

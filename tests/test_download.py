@@ -24,13 +24,11 @@ def contents(folder):
     found = {}
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
-        content = (
-            path.read_bytes()
-            if path.is_file()
-            else os.readlink(path)
-            if path.is_symlink()
-            else None
-        )
+        content = None
+        if path.is_file():
+            content = path.read_bytes()
+        elif path.is_symlink():
+            content = os.readlink(path)
         found[str(path.relative_to(folder))] = (status.st_mode, status.st_mtime_ns, content)
     return found
 
@@ -56,19 +54,16 @@ def test_source_is_copied_and_never_touched(project, source, tmp_path):
     for path in (source / "data" / "12", source / "data", source):
         path.chmod(0o555)
     data = tmp_path / "data"
-    for name in (
-        "audio_mnist.partial",
-        ".audio_mnist",
-        ".audio_mnist.a1B2c3",
-    ):  # the user's, and one that is told
+    for name in ("audio_mnist.partial", ".audio_mnist"):  # the user's
         (data / name / "notes").mkdir(parents=True)
+    left = data / ".audio_mnist.a1B2c3"  # as of an earlier download: the message names it
+    (left / "notes").mkdir(parents=True)
+
     before = contents(tmp_path)
     url = f"{os.path.relpath(tmp_path / 'link', project.folder)}/"
     result = download(project, data, url)
-    assert (
-        "3 clips of 1 s" in result.stdout
-        and f"{data}/.audio_mnist.a1B2c3 was left by" in result.stderr
-    )
+    assert "3 clips of 1 s" in result.stdout
+    assert f"{left} was left by" in result.stderr
     copy = data / "audio_mnist"
     assert not copy.is_symlink() and not any(path.is_symlink() for path in copy.rglob("*"))
     caches = [f"audio_mnist_8000Hz_8000.{kind}" for kind in ("json", "lock", "npy")]
@@ -90,22 +85,17 @@ IN_THE_WAY = {
 
 @pytest.mark.parametrize("kind", IN_THE_WAY)
 def test_target_that_is_something_else(project, source, tmp_path, kind):
-    (tmp_path / "data").mkdir()
-    IN_THE_WAY[kind](tmp_path / "data" / "audio_mnist")
-    refused(
-        project, tmp_path / "data", source, f"{tmp_path / 'data' / 'audio_mnist'} is in the way"
-    )
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    IN_THE_WAY[kind](data_dir / "audio_mnist")
+    refused(project, data_dir, source, f"{data_dir / 'audio_mnist'} is in the way")
 
 
 def test_sources_that_cannot_be_copied(project, source, tmp_path):
     data_dir = tmp_path / "data"
     refused(project, data_dir, source, "it has no meta/esc50.csv", name="esc50")
-    refused(
-        project,
-        data_dir,
-        source / "data" / "28" / "7_28_0.wav",
-        "audio_mnist could not be fetched from",
-    )
+    recording = source / "data" / "28" / "7_28_0.wav"
+    refused(project, data_dir, recording, "audio_mnist could not be fetched from")
     (tmp_path / "file").write_text("")
     refused(project, tmp_path / "file" / "data", source, "cannot make the folder")
     data_dir.mkdir()
@@ -113,12 +103,10 @@ def test_sources_that_cannot_be_copied(project, source, tmp_path):
         (source / "data" / "29").symlink_to(target)
         refused(project, data_dir, source, "audio_mnist could not be copied from")
         (source / "data" / "29").unlink()
-    (tmp_path / "limited.sh").write_text(
-        "trap '' XFSZ; ulimit -f 100; exec sh download_data.sh audio_mnist\n"
-    )
-    result = project.run(
-        tmp_path / "limited.sh", check=False, DATA_DIR=data_dir, AUDIO_MNIST_URL=source
-    )
+
+    limited = tmp_path / "limited.sh"
+    limited.write_text("trap '' XFSZ; ulimit -f 100; exec sh download_data.sh audio_mnist\n")
+    result = project.run(limited, check=False, DATA_DIR=data_dir, AUDIO_MNIST_URL=source)
     assert "audio_mnist could not be copied" in result.stderr and os.listdir(data_dir) == []
 
 
@@ -129,26 +117,27 @@ def test_urls_run_no_commands(project, tmp_path, url):
         "GIT_CONFIG_KEY_0": "protocol.allow",
         "GIT_CONFIG_VALUE_0": "always",
     }
-    refused(
-        project, tmp_path / "data", url.format(tmp_path / "ran"), "fetched from", **configuration
-    )
+    url = url.format(tmp_path / "ran")
+    refused(project, tmp_path / "data", url, "fetched from", **configuration)
     assert not (tmp_path / "ran").exists()
 
 
 def start(project, tmp_path, source):
     """A download whose cp waits until another one is at it."""
-    (tmp_path / "bin").mkdir(exist_ok=True)
-    (tmp_path / "bin" / "cp").write_text('#!/bin/sh\n/bin/cp "$@"; sleep 3\n')
-    (tmp_path / "bin" / "cp").chmod(0o755)
+    programs = tmp_path / "bin"
+    programs.mkdir(exist_ok=True)
+    (programs / "cp").write_text('#!/bin/sh\n/bin/cp "$@"; sleep 3\n')
+    (programs / "cp").chmod(0o755)
     settings = {
-        "DATA_DIR": f"{tmp_path / 'data'}",
+        "DATA_DIR": str(tmp_path / "data"),
         "AUDIO_MNIST_URL": str(source),
         "DMEL_PYTHON": sys.executable,
+        "PATH": f"{programs}:{os.environ['PATH']}",
     }
     return subprocess.Popen(
         ["sh", "download_data.sh", "audio_mnist"],
         cwd=project.folder,
-        env=os.environ | settings | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        env=os.environ | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,9 +149,8 @@ def test_two_downloads_at_once(project, source, tmp_path):
     downloads = [start(project, tmp_path, source) for _ in range(2)]
     outputs = [each.communicate(timeout=100)[0] for each in downloads]
     assert [each.returncode for each in downloads] == [0, 0]
-    assert all(
-        "copying" in output and "audio_mnist: 3 clips of 1 s" in output for output in outputs
-    )
+    for output in outputs:
+        assert "copying" in output and "audio_mnist: 3 clips of 1 s" in output
     assert sorted("another download was quicker" in output for output in outputs) == [False, True]
     assert os.listdir(tmp_path / "data") == ["audio_mnist"]
 

@@ -1,5 +1,6 @@
-"""Whatever happens to a run, the same command continues it, and the results are those of trials
-left alone.
+"""Whatever happens to a run, the same command continues it.
+
+The results are those of trials left alone.
 """
 
 import os
@@ -16,7 +17,8 @@ from runs import Run, is_training
 STEADY = """
 
 def steady(max_epochs):
-    return {**time_frequency(max_epochs), "n_samples": 1500, "init_lambd": tune.grid_search([1.276, 31.9])}
+    windows = tune.grid_search([1.276, 31.9])
+    return {**time_frequency(max_epochs), "n_samples": 1500, "init_lambd": windows}
 """
 EPOCHS = 20
 pytestmark = pytest.mark.slow
@@ -25,11 +27,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 16 MB; where it cannot be had, the test is skipped, in CI it fails."""
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", tmp_path], capture_output=True
-    )
-    if mounted.returncode:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("only root can mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", tmp_path]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        if os.environ.get("CI"):
+            pytest.fail("only root can mount a small disk")
+        pytest.skip("only root can mount a small disk")
     yield tmp_path
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
@@ -66,13 +68,9 @@ ENDS = {  # how the output ends, where main.py itself can say so
 
 
 def test_whatever_happens_costs_no_epoch_that_is_written(disk, tmp_path_factory):
-    run = Run(
-        Project(tmp_path_factory.mktemp("project"), STEADY),
-        disk,
-        "steady",
-        EPOCHS,
-        ["--max_failures=1"],
-    )
+    project = Project(tmp_path_factory.mktemp("project"), STEADY)
+    run = Run(project, disk, "steady", EPOCHS, ["--max_failures=1"])
+
     for what, end in ENDS.items():
         process = run.start()
         run.wait_for_epochs(process, 4)
@@ -81,6 +79,7 @@ def test_whatever_happens_costs_no_epoch_that_is_written(disk, tmp_path_factory)
         (guard,) = (member for member in family if member.name() == "sh")
         folder = Path(guard.cmdline()[-1])  # of the private cluster
         assert folder.stat().st_mode & 0o777 == 0o700
+
         disturb(what, process, family, folder, disk)
         output = process.communicate(timeout=200)[0]
         assert process.returncode != 0 and output.strip().splitlines()[-1].startswith(end), output
@@ -88,19 +87,21 @@ def test_whatever_happens_costs_no_epoch_that_is_written(disk, tmp_path_factory)
         assert "Traceback" not in output or what in ("full disk", "gcs_server")
         if end == INTERRUPTED:  # the table before it tells no trial finished that is not
             finished = sum(len(state["history"]) == EPOCHS for state in run.states().values())
-            assert (
-                " init_lambd " in (table := output.split("\n\n")[-2])
-                and table.count(" finished ") <= finished
-            )
-        assert not psutil.wait_procs(family, timeout=15)[1], what  # nothing goes on writing
-        assert (
-            not folder.exists() and written <= run.n_reported() < 4 * EPOCHS
-        )  # some work was left to do
+            table = output.split("\n\n")[-2]
+            assert " init_lambd " in table
+            assert table.count(" finished ") <= finished
+
+        _, still_running = psutil.wait_procs(family, timeout=15)
+        assert not still_running, what  # nothing goes on writing
+        assert not folder.exists()
+        assert written <= run.n_reported() < 4 * EPOCHS  # some work was left to do
         (disk / "filler").unlink(missing_ok=True)
         shutil.rmtree(run.folder / "ray")  # a log that nothing depends on
+
     process = run.start()
     run.wait_for_epochs(process, 4)
-    next(filter(is_training, psutil.Process(process.pid).children(recursive=True))).kill()
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(member for member in family if is_training(member)).kill()
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output  # it started again within the run
     run.assert_undisturbed()

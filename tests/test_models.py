@@ -1,13 +1,12 @@
 """The eight networks, Cnn6 against the original, the published checkpoint."""
 
-import json
 import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import golden
 
 import models
 import search_spaces
@@ -18,15 +17,19 @@ SPECTROGRAM_MODELS = ("linear_net", "bn_linear_net", "mlp_net", "conv_net")
 
 
 def config_of(model_name, **changes):
-    space = (
-        search_spaces.time_frequency
-        if model_name in SPECTROGRAM_MODELS
-        else search_spaces.audio_mnist
-    )
-    config = space(1) | {"model_name": model_name, "trainable": True, "init_lambd": 20.0, "seed": 0}
-    if config["dataset_name"] == "time_frequency":
+    if model_name in SPECTROGRAM_MODELS:
+        config = search_spaces.time_frequency(1)
         config["n_points"] = 32
+    else:
+        config = search_spaces.audio_mnist(1)
+    config |= {"model_name": model_name, "trainable": True, "init_lambd": 20.0, "seed": 0}
     return parse(config | changes)
+
+
+def layer_of(**changes):
+    """The front end of mel_linear_net."""
+    net, _ = models.build(config_of("mel_linear_net", **changes))
+    return net.spectrogram_layer
 
 
 @pytest.mark.parametrize("model_name", models.MODELS)
@@ -35,15 +38,18 @@ def test_every_model_learns_from_its_features(model_name):
     net, loss_function = models.build(config)
     clips = torch.randn(2, config.n_points)
     logits, features = net(clips)
-    is_spectrogram = model_name in SPECTROGRAM_MODELS
-    assert isinstance(net.spectrogram_layer, DifferentiableSpectrogram if is_spectrogram else DMEL)
-    assert features.shape == ((2, 1, 33, 33) if is_spectrogram else (2, 1, 64, 101))
-    assert logits.shape == (2, 3 if is_spectrogram else 10)
+    if model_name in SPECTROGRAM_MODELS:
+        assert isinstance(net.spectrogram_layer, DifferentiableSpectrogram)
+        assert features.shape == (2, 1, 33, 33)
+        assert logits.shape == (2, 3)
+    else:
+        assert isinstance(net.spectrogram_layer, DMEL)
+        assert features.shape == (2, 1, 64, 101)
+        assert logits.shape == (2, 10)
+
     loss_function(logits, torch.tensor([0, 1])).backward()
-    assert all(
-        parameter.grad is not None and parameter.grad.isfinite().all()
-        for parameter in net.parameters()
-    )
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert net.spectrogram_layer.lambd.grad != 0
     has_dropout = model_name in ("mel_linear_net", "mel_bn_linear_net", "mel_mlp_net", "panns_cnn6")
     assert torch.equal(net(clips)[0], net(clips)[0]) != has_dropout
@@ -54,9 +60,10 @@ def test_every_model_learns_from_its_features(model_name):
 @pytest.mark.parametrize(("model_name", "hidden"), [("mlp_net", 128), ("mel_mlp_net", 32)])
 def test_first_layer_is_drawn_first(model_name, hidden):
     torch.manual_seed(7)
-    head = models.build(config_of(model_name))[0].head
+    net, _ = models.build(config_of(model_name))
+    linear = net.head[1]
     torch.manual_seed(7)
-    assert torch.equal(head[1].weight, torch.nn.Linear(head[1].in_features, hidden).weight)
+    assert torch.equal(linear.weight, torch.nn.Linear(linear.in_features, hidden).weight)
 
 
 def test_batch_norm_normalizes_every_frequency_bin():
@@ -69,25 +76,20 @@ def test_batch_norm_normalizes_every_frequency_bin():
 
 def test_config_reaches_the_layer():
     clips = torch.randn(2, 8000)
-    assert not models.build(config_of("mel_linear_net", trainable=False))[
-        0
-    ].spectrogram_layer.lambd.requires_grad
-    plain, mel, from_zero = (
-        models.build(config_of("mel_linear_net", **changes))[0](clips)[1]
-        for changes in ({}, {"energy_normalize": False}, {"zero_floor": True})
-    )
-    torch.testing.assert_close(plain, (mel + 1e-10).log())
-    torch.testing.assert_close(from_zero, plain - np.log(1e-10))
-    layer = models.build(
-        config_of("mel_linear_net", optimized=False, continuous=True, normalize_window=True)
-    )[0]
-    assert "optimized=False, normalize_window=True" in repr(layer) and "continuous=True" in repr(
-        layer
-    )
+    assert not layer_of(trainable=False).lambd.requires_grad
+    log_mel = layer_of()(clips)
+    mel = layer_of(energy_normalize=False)(clips)
+    from_zero = layer_of(zero_floor=True)(clips)
+    torch.testing.assert_close(log_mel, (mel + 1e-10).log())
+    torch.testing.assert_close(from_zero, log_mel - np.log(1e-10))
+
+    text = repr(layer_of(optimized=False, continuous=True, normalize_window=True))
+    assert "optimized=False, normalize_window=True" in text and "continuous=True" in text
 
 
 def test_panns_loss_is_binary_cross_entropy_of_sigmoid_outputs():
-    logits, labels = torch.randn(4, 10), torch.tensor([3, 1, 9, 0])
+    logits = torch.randn(4, 10)
+    labels = torch.tensor([3, 1, 9, 0])
     expected = torch.nn.functional.binary_cross_entropy(logits.sigmoid(), torch.eye(10)[labels])
     torch.testing.assert_close(models.MODELS["panns_cnn6"][2](logits, labels), expected)
 
@@ -104,9 +106,10 @@ def test_models_that_cannot_be_built():
 def golden_weights(keys, state):
     """Weights drawn by a key's position, as the golden vectors' README says."""
     for position, key in enumerate(keys):
-        random, shape = np.random.RandomState(position), tuple(state[key].shape)
         if key.endswith("num_batches_tracked"):
             continue
+        random = np.random.RandomState(position)
+        shape = tuple(state[key].shape)
         if key.endswith("running_var") or (key.endswith("weight") and len(shape) == 1):
             values = random.uniform(0.5, 1.5, shape)
         elif key.endswith(("running_mean", "bias")):
@@ -123,20 +126,20 @@ def cnn6(n_mels, n_classes, augment=False):
 
 
 def test_golden_cnn6():
-    arrays = np.load(shared("golden/cnn6.npz"))
-    meta = json.loads(str(arrays["meta"]))
+    tensors, meta = golden("cnn6")
     net = cnn6(meta["n_mels"], meta["n_classes"]).eval()
     assert sorted(net.state_dict()) == sorted(meta["keys"])
     assert sum(parameter.numel() for parameter in net.parameters()) == meta["params"]
     net.load_state_dict(golden_weights(meta["keys"], net.state_dict()))
-    outputs = torch.sigmoid(net(torch.from_numpy(arrays["x"])))
-    torch.testing.assert_close(outputs, torch.from_numpy(arrays["y"]), atol=1e-5, rtol=1e-5)
+    outputs = torch.sigmoid(net(tensors["x"]))
+    torch.testing.assert_close(outputs, tensors["y"], atol=1e-5, rtol=1e-5)
 
 
 def test_cnn6_starts_from_xavier_weights():
     net = cnn6(64, 50)
     for weight in (net.conv_block3.conv1.weight, net.fc1.weight):
-        fan_out, fan_in = (size * weight[0, 0].numel() for size in weight.shape[:2])
+        fan_out = weight.shape[0] * weight[0, 0].numel()
+        fan_in = weight.shape[1] * weight[0, 0].numel()
         bound = (6 / (fan_in + fan_out)) ** 0.5
         assert 0.99 * bound < weight.abs().max() <= bound
     assert not net.fc1.bias.any() and not net.fc_esc50.bias.any()
@@ -152,9 +155,12 @@ def test_augment_masks_time_and_frequency_in_training_only():
     x = torch.randn(40, 1, 120, 64)
     net(x)
     net.eval()(x)
-    masked, plain = (features.squeeze(1) == 0 for features in seen)
-    assert not plain.any()
-    frames, bands = masked.all(dim=2).sum(dim=1), masked.all(dim=1).sum(dim=1)  # per example
+    in_training, in_evaluation = seen
+    assert not (in_evaluation == 0).any()
+
+    masked = in_training.squeeze(1) == 0
+    frames = masked.all(dim=2).sum(dim=1)  # per example
+    bands = masked.all(dim=1).sum(dim=1)
     assert frames.max() <= 64 and frames.max() > 32 and len(frames.unique()) > 5
     assert bands.max() <= 8 and bands.max() > 4 and len(bands.unique()) > 3
 
@@ -162,26 +168,28 @@ def test_augment_masks_time_and_frequency_in_training_only():
 def published_checkpoint(path):
     """A file with the keys and shapes of the published Cnn6 checkpoint."""
     state = cnn6(64, 527).state_dict()
-    published = {
-        key.replace("bn1.", "bn0.", 1)
-        if key.startswith("bn1.")
-        else key.replace("fc_esc50", "fc_audioset"): value
-        for key, value in golden_weights(sorted(state), state).items()
-    }
-    published |= {
-        "spectrogram_extractor.stft.conv_real.weight": torch.zeros(257, 1, 512),
-        "spectrogram_extractor.stft.conv_imag.weight": torch.zeros(257, 1, 512),
-        "logmel_extractor.melW": torch.zeros(257, 64),
-    }
+    state = golden_weights(sorted(state), state)
+    published = {}
+    for key, value in state.items():
+        if key.startswith("bn1."):
+            key = key.replace("bn1.", "bn0.", 1)
+        published[key.replace("fc_esc50", "fc_audioset")] = value
+
+    extractor = "spectrogram_extractor.stft.conv"
+    published[f"{extractor}_real.weight"] = torch.zeros(257, 1, 512)
+    published[f"{extractor}_imag.weight"] = torch.zeros(257, 1, 512)
+    published["logmel_extractor.melW"] = torch.zeros(257, 64)
     sampler = {"indexes": np.arange(4), "pointer": np.int64(2), "weights": np.ones((2, 2))}
     torch.save({"iteration": 600000, "model": published, "sampler": sampler}, path)
     return state
 
 
 def build_pretrained(path, **changes):
-    return models.build(
-        config_of("panns_cnn6", pretrained=True, checkpoint_path=path and str(path), **changes)
-    )[0]
+    if path is not None:
+        path = str(path)
+    config = config_of("panns_cnn6", pretrained=True, checkpoint_path=path, **changes)
+    net, _ = models.build(config)
+    return net
 
 
 def test_published_checkpoint(tmp_path):
@@ -192,12 +200,12 @@ def test_published_checkpoint(tmp_path):
         if not key.startswith("fc_esc50."):
             torch.testing.assert_close(value, expected[key])
     assert net.head.fc_esc50.weight.shape == (10, 512)
+
     torch.save(torch.load(path, weights_only=False), path, pickle_module=NumpyOnePickle)
-    assert (
-        b"numpy.core.multiarray" in path.read_bytes()
-        and b"numpy._core.multiarray" not in path.read_bytes()
-    )
+    assert b"numpy.core.multiarray" in path.read_bytes()
+    assert b"numpy._core.multiarray" not in path.read_bytes()
     build_pretrained(path)
+
     with pytest.raises(InputError, match="size mismatch"):
         build_pretrained(path, n_mels=40)
     published = torch.load(path, weights_only=False)
@@ -238,12 +246,12 @@ def test_file_that_is_no_checkpoint(content, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("p", [0.2, 0.5])
 def test_dropout_keeps_each_element_by_chance_and_the_mean(p):
-    x, dropout = torch.ones(1001, 333, requires_grad=True), models.Dropout(p)
+    x = torch.ones(1001, 333, requires_grad=True)
+    dropout = models.Dropout(p)
     y = dropout(x)
     kept = y != 0
-    assert kept.float().mean().item() == pytest.approx(
-        1 - p, abs=4e-3
-    )  # 4 standard deviations are 3.5e-3
+    share = kept.float().mean().item()
+    assert share == pytest.approx(1 - p, abs=4e-3)  # 4 standard deviations are 3.5e-3
     assert torch.equal(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
     neighbours = (kept[:, 1:] & kept[:, :-1]).float().mean().item()
     assert neighbours == pytest.approx((1 - p) ** 2, abs=6e-3)

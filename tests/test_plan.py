@@ -327,11 +327,9 @@ def test_restart_helps_where_the_plan_is_damaged(experiment):
 
 
 def test_trials_of_other_recordings_are_refused():
-    some, more, others = (
-        {"clips": 6, "identity": "0" * 64},
-        {"clips": 7, "identity": "0" * 64},
-        {"clips": 6, "identity": "1" * 64},
-    )
+    some = {"clips": 6, "identity": "0" * 64}
+    more = {"clips": 7, "identity": "0" * 64}
+    others = {"clips": 6, "identity": "1" * 64}
     check_recordings("esc50", [], some)
     check_recordings("esc50", [some, some], some)
     check_recordings("esc50", [some, some])
@@ -456,7 +454,9 @@ def test_a_damaged_trial_hurts_itself_alone(experiment, tmp_path, damage, capsys
 def test_mutated_trials_are_the_same_or_damaged(experiment, tmp_path):
     experiment.write_trial(KEY, trained())
     path = tmp_path / "results" / "pulses" / "trials" / f"{KEY}.pt"
-    content, draw_from, n_damaged = path.read_bytes(), random.Random(0), 0
+    content = path.read_bytes()
+    draw_from = random.Random(0)
+    n_damaged = 0
     best_net = experiment.read_trial(KEY)["best_net"]
     for _ in range(EXAMPLES):
         mutated = bytearray(content)
@@ -513,15 +513,14 @@ def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
 
 
 def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
-    """Epochs take 1/8 s: a write of 1/64 s may come every 50/64 s, so each seventh epoch, if always
-    wished.
-    """
+    """Epochs take 1/8 s, and a write of 1/64 s may come every 50/64 s: so each seventh epoch."""
     context = mock.MagicMock(**{"get_trial_dir.return_value": "log"})
     context.get_trial_resources.return_value.required_resources = {"CPU": 1}
     monkeypatch.setattr("ray.tune.get_context", lambda: context)
     monkeypatch.setattr("ray.tune.report", lambda row: None)
     config = CONFIG.model_copy(update={"max_epochs": 30})
-    now, written = [0.0], []
+    now = [0.0]
+    written = []
 
     def write_trial(key, state):
         written.append(len(state["history"]))

@@ -136,25 +136,35 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def with_an_infinite_sample(path):
+    path.write_bytes(encoded(np.array([0, 1e300, 0]), 8000, "DOUBLE"))
+
+
+def with_a_rate_of_1_hz(path):
+    path.write_bytes(encoded(np.zeros(100000), 1))
+
+
+def replaced_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def replaced_by_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+ENDLESS = "its header promises more than fits into memory|libsndfile cannot read it"
 DAMAGES = {  # how, and the reason that the error gives
     "empty": (lambda path: path.write_bytes(b""), "libsndfile cannot read it"),
     "text": (lambda path: path.write_text("not audio"), "libsndfile cannot read it"),
     "cut off": (cut_off, "it is a WAV that is cut off"),
     "no samples": (lambda path: path.write_bytes(encoded(np.zeros(0), 8000)), "it is empty"),
-    "one infinite": (
-        lambda path: path.write_bytes(encoded(np.array([0, 1e300, 0]), 8000, "DOUBLE")),
-        "it has samples that are not numbers",
-    ),
-    "of 69 billion samples by its header": (
-        with_endless_header,
-        "its header promises more than fits into memory|libsndfile cannot read it",
-    ),
-    "of a day by its rate": (
-        lambda path: path.write_bytes(encoded(np.zeros(100000), 1)),
-        "it is too long",
-    ),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "it is not a regular file"),
-    "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "it is not a regular file"),
+    "one infinite": (with_an_infinite_sample, "it has samples that are not numbers"),
+    "of 69 billion samples by its header": (with_endless_header, ENDLESS),
+    "of a day by its rate": (with_a_rate_of_1_hz, "it is too long"),
+    "folder": (replaced_by_a_folder, "it is not a regular file"),
+    "pipe": (replaced_by_a_pipe, "it is not a regular file"),
 }
 
 
@@ -218,21 +228,14 @@ def test_audio_mnist_is_resampled_padded_and_ordered(tmp_path, capsys):
     (folder / "data" / "audioMNIST_meta.txt").touch()
     recordings = load("audio_mnist", tmp_path)
     assert recordings.clips.shape == (6, 8000)
-    assert recordings.labels.tolist() == [7, 7, 0, 7, 7, 7] and recordings.groups.tolist() == [
-        3,
-        3,
-        12,
-        12,
-        28,
-        28,
-    ]
+    assert recordings.labels.tolist() == [7, 7, 0, 7, 7, 7]
+    assert recordings.groups.tolist() == [3, 3, 12, 12, 28, 28]
     assert recordings.labels.dtype == recordings.groups.dtype == np.int64
     left = 1 + (8000 - 4000) // 2
     assert not recordings.clips[0, :left].any() and not recordings.clips[0, left + 4000 :].any()
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(4000) / 8000)
-    np.testing.assert_allclose(
-        recordings.clips[0, left + 100 : left + 3900], expected[100:3900], atol=2e-3
-    )
+    middle = recordings.clips[0, left + 100 : left + 3900]
+    np.testing.assert_allclose(middle, expected[100:3900], atol=2e-3)
     error = capsys.readouterr().err
     assert "6 of 30000 recordings" in error and "left out" not in error
 
@@ -240,9 +243,10 @@ def test_audio_mnist_is_resampled_padded_and_ordered(tmp_path, capsys):
 def test_audio_mnist_names_what_it_leaves_out(tmp_path, capsys):
     folder = write_audio_mnist(tmp_path / "audio_mnist")
     others = ["12/10_12_0", "12/7_12_1 (copy)", "12/²_12_0", "old/7_12_1", "7_12_1", "12/._7_12_1"]
-    for other in (f"data/{other}.wav" for other in others):
-        (folder / other).parent.mkdir(exist_ok=True)
-        (folder / other).write_bytes((folder / CLIP).read_bytes())
+    for other in others:
+        path = folder / "data" / f"{other}.wav"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((folder / CLIP).read_bytes())
     assert load("audio_mnist", tmp_path).groups.tolist() == [12, 12, 26, 26, 28, 28]
     error = capsys.readouterr().err
     assert "5 entries of" in error and "are left out: 'data/12/10_12_0.wav'" in error
@@ -254,27 +258,25 @@ def test_audio_mnist_that_contradicts_itself_is_refused(other, tmp_path):
     path = folder / "data" / f"{other}.wav"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes((folder / CLIP).read_bytes())
-    refused(
-        load,
-        "audio_mnist",
-        tmp_path,
-        match=r"_[0-9]+\.wav: is there twice, or not of its folder's speaker",
-    )
+    message = r"_[0-9]+\.wav: is there twice, or not of its folder's speaker"
+    refused(load, "audio_mnist", tmp_path, match=message)
 
 
 def test_esc50_by_either_folder_and_with_missing_files(tmp_path, capsys):
     refused(load, "esc50", tmp_path, match="no recordings in .*download_data")
     folder = write_esc50(tmp_path / "esc50")
-    by_base, by_itself = load("esc50", tmp_path), load("esc50", folder)
+    by_base = load("esc50", tmp_path)
+    by_itself = load("esc50", folder)
     assert by_base.labels.tolist() == [0, 1, 2] and by_base.groups.tolist() == [1, 2, 3]
-    assert np.array_equal(by_base.clips, by_itself.clips) and by_base.identity == by_itself.identity
-    assert "left out" not in (error := capsys.readouterr().err) and "shorter" not in error
+    assert np.array_equal(by_base.clips, by_itself.clips)
+    assert by_base.identity == by_itself.identity
+    error = capsys.readouterr().err
+    assert "left out" not in error and "shorter" not in error
+
     soundfile.write(folder / "audio" / "2-101-A-1.wav", np.ones(44100 * 4), 44100)
     assert not load("esc50", tmp_path).clips[1, 32000:].any()
-    assert (
-        "1 recordings are shorter than 5 s, and zeros follow them: 'audio/2-101-A-1.wav'"
-        in capsys.readouterr().err
-    )
+    shorter = "1 recordings are shorter than 5 s, and zeros follow them"
+    assert f"{shorter}: 'audio/2-101-A-1.wav'" in capsys.readouterr().err
 
     (folder / "audio" / "2-101-A-1.wav").rename(folder / "audio" / "other.wav")
     assert load("esc50", tmp_path).labels.tolist() == [0, 2]

@@ -24,7 +24,8 @@ SMALL = ["--speakers=3", "--repetitions=2"]
 @pytest.fixture
 def espeak(tmp_path, monkeypatch):
     def install(refused="nothing"):
-        path, wav = tmp_path / "bin" / "espeak-ng", tmp_path / "spoken.wav"
+        path = tmp_path / "bin" / "espeak-ng"
+        wav = tmp_path / "spoken.wav"
         path.parent.mkdir(exist_ok=True)
         soundfile.write(wav, np.pad(0.3 * np.sin(np.arange(8000) / 3), 500), 22050)
         path.write_text(ESPEAK.format(refused=refused, wav=wav))
@@ -35,24 +36,20 @@ def espeak(tmp_path, monkeypatch):
 
 
 def content(folder):
-    return {
-        path.relative_to(folder): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_recordings_follow_from_the_seed_and_are_those_of_the_experiment(tmp_path, espeak):
     espeak()
-    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
-    voices.main([str(first), *SMALL])
-    voices.main([str(second), *SMALL])
-    voices.main([str(other), *SMALL, "--seed=1"])
-    assert content(first) == content(second) and len(content(first)) == 3 * 10 * 2 + 1
-    assert (
-        content(first)[voices.Path("data/01/0_01_0.wav")]
-        != content(other)[voices.Path("data/01/0_01_0.wav")]
-    )
+    first = tmp_path / "first"
+    contents = []
+    for folder, seed in ((first, 0), (tmp_path / "second", 0), (tmp_path / "other", 1)):
+        voices.main([str(folder), *SMALL, f"--seed={seed}"])
+        contents.append(content(folder))
+    assert contents[0] == contents[1] and len(contents[0]) == 3 * 10 * 2 + 1
+    assert contents[0]["data/01/0_01_0.wav"] != contents[2]["data/01/0_01_0.wav"]
+
     info = soundfile.info(first / "data/02/7_02_1.wav")
     assert (info.samplerate, info.channels, info.subtype) == (48000, 1, "PCM_16")
     config = SimpleNamespace(dataset_name="audio_mnist", resample_rate=8000, n_points=8000)
@@ -61,25 +58,27 @@ def test_recordings_follow_from_the_seed_and_are_those_of_the_experiment(tmp_pat
 
 def test_an_interruption_costs_what_was_not_yet_spoken(tmp_path, espeak):
     espeak()
-    voices.main([str(tmp_path / "voices"), *SMALL])
-    whole = content(tmp_path / "voices")
-    kept, lost = tmp_path / "voices/data/01/0_01_0.wav", tmp_path / "voices/data/01/1_01_0.wav"
-    lost.unlink()
+    folder = tmp_path / "voices"
+    voices.main([str(folder), *SMALL])
+    whole = content(folder)
+
+    kept = folder / "data/01/0_01_0.wav"
+    (folder / "data/01/1_01_0.wav").unlink()
     before = kept.stat().st_mtime_ns
-    voices.main([str(tmp_path / "voices"), *SMALL])
-    assert content(tmp_path / "voices") == whole and kept.stat().st_mtime_ns == before
+    voices.main([str(folder), *SMALL])
+    assert content(folder) == whole
+    assert kept.stat().st_mtime_ns == before
 
 
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, espeak, monkeypatch):
     espeak()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    for arguments, told in [
-        ([str(tmp_path / "mine")], "holds something else"),
-        ([str(tmp_path / "new"), "--speakers=61"], "1 to 60"),
-    ]:
-        with pytest.raises(InputError, match=told):
-            voices.main(arguments)
+    with pytest.raises(InputError, match="holds something else"):
+        voices.main([str(tmp_path / "mine")])
+    with pytest.raises(InputError, match="1 to 60"):
+        voices.main([str(tmp_path / "new"), "--speakers=61"])
+
     espeak(refused="one")
     with pytest.raises(InputError, match="voice does not exist"):
         voices.main([str(tmp_path / "new")])
