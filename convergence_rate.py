@@ -99,7 +99,7 @@ def parse_arguments():
         type=float,
         nargs="*",
         default=[30, 100, 300],
-        help="learning rates of λ with normalize_window=True (30 100 300); the figure has the first",
+        help="learning rates of λ with normalize_window=True (30 100 300); the first is drawn",
     )
     parser.add_argument(
         "--rates_not_normalized",

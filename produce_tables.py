@@ -269,7 +269,7 @@ def latex_table(results, rows):
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{name}: mean $\pm$ standard deviation over $n$ runs. Bold face: the better of "
-        r"a pair, where a two-sided paired $t$-test over runs gives $p < 0.05$, from five runs on.}",
+        r"a pair, where a two-sided paired $t$-test over runs, five or more, gives $p < 0.05$.}",
         rf"\begin{{tabular}}{{{'l' * len(headings)}}}",
         r"\hline",
         " & ".join(headings) + r" \\",

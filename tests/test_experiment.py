@@ -198,7 +198,10 @@ WRONG = [
     ("--name=esc50 --save_seconds=-1", r"--save_seconds=-1 must be 0 or more"),
     ("--name=esc50 --cpus_per_trial=0", r"--cpus_per_trial=0 must be more than 0"),
     ("--name=esc50 --data_dir=nowhere", r"no recordings in 'nowhere.*download_data"),
-    ("--name=time_frequency --ray_root_dir=file", r"cannot lock \S+/file/\S+ \(File exists\): set RAY"),
+    (
+        "--name=time_frequency --ray_root_dir=file",
+        r"cannot lock \S+/file/\S+ \(File exists\): set RAY",
+    ),
     ("--name=time_frequency --ray_root_dir=s9://x", r"cannot use 's9://x' for results"),
     ("--name=../time_frequency", r"'../time_frequency' cannot be the name of an experiment"),
     ("--name=time_frequency --cpus_per_trial=999", r"has 999 CPUs and 0 GPUs .* 2 CPUs"),

@@ -58,7 +58,10 @@ def change_table(folder, name="audio_mnist", **columns):
 
 
 def test_scripts_start_without_torch_and_ray():
-    code = "import sys, summary, produce_tables, produce_figures; print({'torch', 'ray', 'scipy.stats'} & {*sys.modules})"
+    code = (
+        "import sys, summary, produce_tables, produce_figures;"
+        "print({'torch', 'ray', 'scipy.stats'} & {*sys.modules})"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
