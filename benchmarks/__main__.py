@@ -101,7 +101,7 @@ def measure():
     report["sections"] = {}
 
     for name in [*args.section, *args.sections] or DEFAULT_SECTIONS:
-        title = SECTIONS[name].__doc__
+        title = " ".join(SECTIONS[name].__doc__.split())  # in one line
         rows = list(SECTIONS[name](args))
         cells = [[text(value) for value in row.values()] for row in rows]
         table = markdown_table(list(rows[0]), cells)
