@@ -199,7 +199,7 @@ def test_flags_of_main_are_explained(flags):
 
 def test_kept_results_make_the_tables(project):
     """The commands on their page give the files beside them."""
-    shutil.copytree(ROOT / "results", project.folder / "results")
+    shutil.copytree(ROOT / "results", project.folder / "results", dirs_exist_ok=True)
     made = [
         words for words in commands(PAGES["results/README.md"]) if words[1] == "produce_tables.py"
     ]

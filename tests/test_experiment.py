@@ -200,7 +200,7 @@ WRONG = [
     ("--name=esc50 --data_dir=nowhere", r"no recordings in 'nowhere.*download_data"),
     (
         "--name=time_frequency --ray_root_dir=file",
-        r"cannot lock \S+/file/\S+ \(File exists\): set",
+        r"cannot lock \S+/file/\S+ \(File exists\): set RAY",
     ),
     ("--name=time_frequency --ray_root_dir=s9://x", r"cannot use 's9://x' for results"),
     ("--name=../time_frequency", r"'../time_frequency' cannot be the name of an experiment"),
