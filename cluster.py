@@ -29,6 +29,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
+import machine
 from config import InputError, first_line, parse
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time
@@ -49,15 +50,16 @@ STATES = {"RUNNING": "runs", "TERMINATED": "finished", "ERROR": "failed"}
 
 
 @contextlib.contextmanager
-def connected(address=None):
+def connected(address=None, n_cpus=None):
     """Ray, on the cluster at an address or on one for this process alone.
 
-    As long as it lasts, the signals that end a process end Ray Tune as Ctrl-C does.
+    n_cpus: of the latter; as many as this process may use where it is None. As long as it lasts,
+    the signals that end a process end Ray Tune as Ctrl-C does.
     """
     with contextlib.ExitStack() as stack:
         try:
             if address is None:
-                start(stack)
+                start(stack, n_cpus or machine.cpus())
             else:
                 join(address)
         except Exception as error:  # of many kinds
@@ -74,8 +76,8 @@ def connected(address=None):
         yield
 
 
-def start(stack):
-    """Starts a cluster that ends with the stack.
+def start(stack, n_cpus):
+    """Starts a cluster of n_cpus that ends with the stack.
 
     Others on this machine have neither its token nor its folder.
     """
@@ -93,6 +95,7 @@ def start(stack):
         n_gpus = 0  # with an old driver Ray counts GPUs that torch cannot use
     ray.init(
         address="local",
+        num_cpus=n_cpus,
         num_gpus=n_gpus,
         include_dashboard=False,
         _temp_dir=f"{folder}/ray",

@@ -90,6 +90,9 @@ def parse_arguments():
         "--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)"
     )
     parser.add_argument(
+        "--num_cpus", type=int, help="CPUs to train on (those that this process may use)"
+    )
+    parser.add_argument(
         "--save_seconds", type=float, default=10, help="work that an interruption may cost (10)"
     )
     parser.add_argument(
@@ -103,9 +106,15 @@ def parse_arguments():
     )
     args = parser.parse_args()
 
-    for flag in ("num_samples", "max_epochs"):
-        if getattr(args, flag) < 1:
-            raise InputError(f"--{flag}={getattr(args, flag)} must be 1 or more.")
+    for flag in ("num_samples", "max_epochs", "num_cpus"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise InputError(f"--{flag}={value} must be 1 or more.")
+    if args.num_cpus is not None and args.ray_address is not None:
+        raise InputError(
+            f"--num_cpus={args.num_cpus} is for a cluster of its own: give it to `ray start` "
+            f"of {args.ray_address} as --num-cpus={args.num_cpus}."
+        )
     if args.cpus_per_trial is not None and not args.cpus_per_trial > 0:
         raise InputError(f"--cpus_per_trial={args.cpus_per_trial:g} must be more than 0.")
     for flag in ("seed", "gpus_per_trial", "save_seconds", "report_seconds", "max_failures"):
@@ -321,7 +330,7 @@ def train_trials(experiment, old_plan, work, args):
     experiment.write_plan(plan)
 
     try:
-        with cluster.connected(args.ray_address):
+        with cluster.connected(args.ray_address, args.num_cpus):
             if args.ray_address:
                 cluster.check_nodes(experiment, plan)
             resources = cluster.resources(

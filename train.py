@@ -9,15 +9,14 @@ config.py has the keys of a config.
 
 import copy
 import math
-import os
 import time
 
-import psutil
 import torch
 from torch import nn
 
 import datasets
 import dmel
+import machine
 import models
 
 FEATURE_MEMORY = 0.5  # share of a trial's free memory that the features of a fixed window may take
@@ -124,6 +123,8 @@ def prepare(config):
     That is the CPU where there is no CUDA device.
     """
     device = torch.device(config.device if torch.cuda.is_available() else "cpu")
+    # torch counts the CPUs of the machine, where a container or batch job may use a part of them.
+    torch.set_num_threads(min(torch.get_num_threads(), machine.cpus()))
     torch.backends.cudnn.allow_tf32 = config.tf32  # of this process
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
 
@@ -230,7 +231,7 @@ def fixed_features(data, layer, batch_size):
     if first.is_cuda:
         free = torch.cuda.mem_get_info(first.device)[0] / 4
     else:
-        free = psutil.virtual_memory().available * torch.get_num_threads() / os.cpu_count()
+        free = machine.free_memory() * torch.get_num_threads() / machine.cpus()
     if len(data.clips) * first.nbytes > FEATURE_MEMORY * free:
         return None
 

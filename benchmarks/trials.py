@@ -14,6 +14,7 @@ from ray import tune
 
 import cluster
 import datasets
+import machine
 import main
 import search_spaces
 from benchmarks.measure import first_config, recordings_of
@@ -56,7 +57,7 @@ def copies(args):
     )
     with cluster.connected():
         trial = tune.with_parameters(touch, recordings=recordings)
-        results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
+        results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=machine.cpus() / 2)
     for i, result in enumerate(results):
         yield {
             "trial": i,
@@ -70,9 +71,9 @@ def grid(args):
     n_epochs = 2 if args.tiny else 6
     cuda = args.device == "cuda"
     for name in args.experiments:
-        for n in (1, 4) if cuda else sorted({1, os.cpu_count()}):
+        for n in (1, 4) if cuda else sorted({1, machine.cpus()}):
             share = (
-                f"--gpus_per_trial={1 / n}" if cuda else f"--cpus_per_trial={os.cpu_count() // n}"
+                f"--gpus_per_trial={1 / n}" if cuda else f"--cpus_per_trial={machine.cpus() // n}"
             )
             with tempfile.TemporaryDirectory() as folder:
                 data_dir = (
@@ -135,7 +136,7 @@ def run(trainable, space, cpus=None):
     """Results of the trials of a space, one at a time unless each takes fewer CPUs."""
     with tempfile.TemporaryDirectory() as folder:
         return tune.Tuner(
-            tune.with_resources(trainable, {"cpu": cpus or os.cpu_count()}),
+            tune.with_resources(trainable, {"cpu": cpus or machine.cpus()}),
             param_space=space,
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),

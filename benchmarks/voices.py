@@ -12,7 +12,6 @@ where it was interrupted.
 
 import argparse
 import io
-import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+import machine
 from config import InputError, whole_file
 
 SAMPLE_RATE = 48000  # Hz, as AudioMNIST's
@@ -97,7 +97,7 @@ def speak_all(args):
             :N_SPEAKERS
         ]
         jobs = [(path, clip) for path, clip in zip(paths, clips, strict=True) if not path.exists()]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(machine.cpus()) as pool:
             try:
                 work = pool.map(
                     lambda job: speak(*job, "+".join(voices[job[1][0] - 1]), args.seed), jobs

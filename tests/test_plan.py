@@ -362,7 +362,7 @@ def train_trials(experiment, monkeypatch):
         old_plan, work = main.plan_work(experiment, SPACE, arguments(**changes))
         main.train_trials(experiment, old_plan, work, arguments(**changes))
 
-    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
     return run
 
