@@ -6,11 +6,15 @@ machine's tree, as Slurm and systemd set them.
 """
 
 import math
+import re
 from pathlib import Path
 
 import psutil
 
+from config import InputError, first_line
+
 ROOT = "/"  # of /proc and /sys
+AMPERE = 8  # first major compute capability with bfloat16
 
 
 def cpus():
@@ -79,3 +83,77 @@ def read(path):
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+# GPUs
+
+
+def check_gpu(device, bf16=False):
+    """Raises InputError where torch cannot compute on a CUDA device, or not in bfloat16."""
+    import torch  # here, as preparing recordings does without
+
+    name = torch.cuda.get_device_name(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    kernels = torch.cuda.get_arch_list()
+    if not has_kernels(kernels, major, minor):
+        raise InputError(
+            f"{name} has compute capability {major}.{minor}, and torch {torch.__version__} has "
+            f"kernels for {', '.join(kernels)} alone: hide that GPU with CUDA_VISIBLE_DEVICES, "
+            "install a torch that has them, or train on the CPU with --gpus_per_trial=0."
+        )
+    if bf16 and major < AMPERE:
+        raise InputError(
+            f"config: bf16 = True: {name} has compute capability {major}.{minor}, and computes in "
+            f"bfloat16 from {AMPERE}.0 on (Ampere): leave bf16 at False."
+        )
+
+
+def has_kernels(kernels, major, minor):
+    """Whether one of torch's lists of kernels runs on a GPU of a compute capability.
+
+    sm_86 runs on 8.6 and later ones of 8; compute_80 is compiled for whatever comes later.
+    """
+    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", kernel) for kernel in kernels]
+    for match in found:
+        if match is None:  # of another kind of GPU, such as AMD's
+            return True
+        kind = match[1]
+        version = (int(match[2]), int(match[3]))
+        if kind == "sm" and version[0] == major and version[1] <= minor:
+            return True
+        if kind == "compute" and version <= (major, minor):
+            return True
+    return False
+
+
+def check_driver():
+    """Raises InputError where CUDA cannot use a GPU since its driver is too old."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # no GPU, no driver, a torch without CUDA
+        reason = first_line(error)
+        if "too old" in reason:
+            raise InputError(
+                f"a GPU cannot be used, as torch {torch.__version__} is for CUDA "
+                f"{torch.version.cuda} ({reason:.120}): install a newer driver, or train on the "
+                "CPU with --gpus_per_trial=0."
+            ) from None
+
+
+def free_gpu_memory(device, gpus):
+    """Bytes of a CUDA device that this process may take more, where it has this share of it.
+
+    The share counts, as other processes have theirs, and not what happens to be free now; but never
+    more than is free, what this process keeps for itself included.
+    """
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+    held = torch.cuda.memory_allocated(device)
+    kept = torch.cuda.memory_reserved(device) - held
+    free = torch.cuda.mem_get_info(device)[0] + kept
+    return max(0, min(total * min(gpus, 1) - held, free))

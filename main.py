@@ -14,6 +14,7 @@ some trials failed, 130 it was interrupted.
 import argparse
 import contextlib
 import os
+import platform
 import sys
 import time
 import traceback
@@ -314,6 +315,8 @@ def train_trials(experiment, old_plan, work, args):
     import datasets
 
     check_trials(work)
+    if args.ray_address is None and args.gpus_per_trial != 0:
+        check_gpus(work.configs[key] for key in work.to_train)
     any_config = next(iter(work.configs.values()))  # all of them work on the same recordings
     recordings = datasets.recordings_of(any_config, args.data_dir)
     data = data_of(recordings)
@@ -350,6 +353,18 @@ def train_trials(experiment, old_plan, work, args):
         raise KeyboardInterrupt(advice) from None
 
     finish(experiment, plan, work, errors, advice)
+
+
+def check_gpus(configs):
+    """Raises InputError where a GPU of this machine cannot train the configs."""
+    import torch
+
+    import machine
+
+    machine.check_driver()
+    bf16 = any(config.bf16 for config in configs)
+    for index in range(torch.cuda.device_count()):
+        machine.check_gpu(index, bf16)
 
 
 def check_splits(configs, recordings):
@@ -410,8 +425,9 @@ def run_trial(config, recordings, data, experiment, save_seconds):
     config = parse(config["config"])
     key = config.key
     context = tune.get_context()
-    n_cpus = context.get_trial_resources().required_resources["CPU"]
-    torch.set_num_threads(max(1, int(n_cpus)))
+    resources = context.get_trial_resources().required_resources
+    torch.set_num_threads(max(1, int(resources["CPU"])))
+    gpus = resources.get("GPU", 0)
 
     state = dict(experiment.read_trials([key])).get(key)
     versions = [scripts()]
@@ -441,7 +457,12 @@ def run_trial(config, recordings, data, experiment, save_seconds):
         tune.report(row)
 
     try:
-        train.train(config, datasets.load(config, recordings), report, state)
+        if gpus and not torch.cuda.is_available():
+            raise InputError(
+                f"{platform.node()}: Ray gave the trial a GPU that CUDA refuses: "
+                "`nvidia-smi` there says why, and --gpus_per_trial=0 trains on CPUs."
+            )
+        train.train(config, datasets.load(config, recordings), report, state, gpus or 1)
     except Exception:
         with contextlib.suppress(OSError):  # the trial's own failure counts, not that of its note
             experiment.storage.write(f"{experiment.name}/trials/{key}.txt", traceback.format_exc())

@@ -4,14 +4,22 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
 from conftest import ROOT
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 import cluster
+import datasets
 import machine
 import main
-from config import InputError
+import predict_test
+import search_spaces
+import train
+from config import InputError, parse
 
 GB = 2**30
 V1_UNLIMITED = 2**63 - 4096  # what the kernel says where there is no limit
@@ -171,3 +179,191 @@ def test_trials_of_a_share_of_the_machine(project):
         )
         assert result.returncode == 0, result.stderr
         assert f"{announced} at a time, 1 CPUs each" in result.stdout
+
+
+# Trials at a time
+
+
+def nodes(*resources):
+    return [{"Alive": True, "Resources": each} for each in resources]
+
+
+AT_ONCE = [  # machines, flags, trials, CPUs of each
+    ([{"CPU": 16.0, "memory": 1.5e9}], {}, 1, 1),  # one has to do with what is there
+    ([{"CPU": 16.0, "memory": 7e9}], {}, 3, 1),
+    ([{"CPU": 16.0, "memory": 7e9}, {"CPU": 2.0, "memory": 1e9}], {}, 3, 1),
+    ([{"CPU": 16.0, "memory": 64e9}], {}, 16, 1),
+    ([{"CPU": 16.0, "GPU": 4.0}], {"gpus": 0.6}, 4, 4),
+    ([{"CPU": 16.0, "GPU": 4.0}], {"gpus": 0.5}, 8, 2),
+    ([{"CPU": 16.0, "GPU": 4.0}], {"gpus": 0.3}, 12, 1),
+    ([{"CPU": 64.0, "GPU": 4.0}], {"gpus": 1 / 3}, 12, 4),
+    ([{"CPU": 64.0, "GPU": 1.0}], {"gpus": 1 / 7}, 7, 4),  # Ray rounds it down: tried
+    ([{"CPU": 64.0, "GPU": 1.0}], {"gpus": 0.3334}, 2, 4),
+    ([{"CPU": 64.0, "GPU": 4.0}], {"gpus": 3.0}, 1, 4),
+    ([{"CPU": 64.0, "GPU": 4.0}], {"gpus": 2.0}, 2, 4),
+    ([{"CPU": 4.0, "GPU": 4.0}], {"gpus": 0.6, "cpus": 2.0}, 2, 2),  # CPUs are narrower
+    ([{"CPU": 2.0, "GPU": 4.0}], {"gpus": 0.25}, 2, 1),
+    ([{"CPU": 64.0, "GPU": 4.0, "memory": 9e9}], {"gpus": 0.25}, 4, 4),  # memory is narrower
+]
+
+
+@pytest.mark.parametrize("case", AT_ONCE)
+def test_what_is_announced_is_what_fits(case, monkeypatch, capsys):
+    machines, flags, n_trials, n_cpus = case
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes(*machines))
+    trial = cluster.resources(main.RESOURCES_PER_TRIAL, **flags)
+    announced = capsys.readouterr().out
+    assert f", {n_trials} trials at a time, {n_cpus} CPUs each" in announced
+    assert trial["cpu"] == n_cpus
+    has_memory = "memory" in machines[0]
+    assert ("about 2 GB of memory" in announced) == ("memory" in trial) == has_memory
+    assert trial.get("memory", 0) <= min(2e9, machines[0].get("memory", 0))
+
+
+@pytest.mark.parametrize("gpus", [1.5, 0.00001])
+def test_shares_of_gpus_that_ray_refuses(gpus, monkeypatch):
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes({"CPU": 16.0, "GPU": 4.0}))
+    with pytest.raises(InputError, match=rf"--gpus_per_trial={gpus:g} must be"):
+        cluster.resources(main.RESOURCES_PER_TRIAL, gpus=gpus)
+
+
+@pytest.mark.parametrize(("available", "n_gpus"), [(False, 0), (True, 3)])
+def test_ray_gets_the_gpus_of_torch_and_the_memory_that_is_free(monkeypatch, available, n_gpus):
+    options = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(machine, "free_memory", lambda: 7 * 10**9)
+    monkeypatch.setattr(cluster.ray, "init", lambda **kwargs: options.update(kwargs))
+    monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
+    with cluster.connected():
+        pass
+    assert options["num_gpus"] == n_gpus and options["_memory"] == 5 * 10**9
+
+
+def test_a_trial_that_is_killed_for_memory_counts_as_one_that_died():
+    """Ray Tune starts it again then; it would end the experiment of an OutOfMemoryError."""
+    task = mock.MagicMock()
+    error = OutOfMemoryError("Task was killed due to the node running low on memory.")
+    with cluster.restart_where_memory_ends():
+        RayActorManager._actor_task_failed(
+            mock.MagicMock(), tracked_actor_task=task, exception=error
+        )
+    ((_, reported),) = [call.args for call in task._on_error.call_args_list]
+    assert isinstance(reported, RayActorError) and "--cpus_per_trial" in str(reported)
+    with pytest.raises(RuntimeError):  # as Ray has it, without
+        RayActorManager._actor_task_failed(
+            mock.MagicMock(), tracked_actor_task=task, exception=error
+        )
+
+
+# GPUs
+
+
+def card(monkeypatch, capability=(8, 6), kernels=("sm_75", "sm_80", "sm_90", "compute_90")):
+    """Has torch tell of a GPU that is not there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Some Card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(kernels))
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [((6, 1), False), ((7, 0), False), ((7, 5), True), ((8, 9), True), ((12, 0), True)],
+)
+def test_a_gpu_without_kernels(monkeypatch, capability, runs):
+    card(monkeypatch, capability)
+    if runs:
+        main.check_gpus([])
+        return
+    message = rf"^NVIDIA Some Card has .* {capability[0]}\.{capability[1]}, .*sm_75, .*--gpus"
+    with pytest.raises(InputError, match=message):
+        main.check_gpus([])
+
+
+def test_kernels_of_one_chip_and_of_other_makes():
+    assert not machine.has_kernels(["sm_80", "sm_90a"], 12, 0)
+    assert not machine.has_kernels([], 8, 0)
+    assert not machine.has_kernels(["sm_86"], 8, 0)
+    assert machine.has_kernels(["gfx90a"], 9, 0)
+
+
+def config_of(space=search_spaces.time_frequency, **changes):
+    config = space(1) | {"init_lambd": 6.38, "trainable": False}
+    return parse(config | changes)
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), False), ((8, 0), True)])
+def test_bf16_needs_ampere(monkeypatch, capability, runs):
+    card(monkeypatch, capability)
+    main.check_gpus([config_of()])
+    if runs:
+        main.check_gpus([config_of(bf16=True)])
+        return
+    for check in (
+        lambda: main.check_gpus([config_of(bf16=True)]),
+        lambda: train.prepare(config_of(bf16=True)),
+    ):
+        with pytest.raises(InputError, match=r"bf16 = True: NVIDIA Some Card .* 7\.5"):
+            check()
+
+
+def test_a_driver_that_is_too_old(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reason = "The NVIDIA driver on your system is too old (found version 11040). Please update"
+    monkeypatch.setattr(torch.cuda, "init", mock.Mock(side_effect=RuntimeError(reason)))
+    with pytest.raises(InputError, match=r"too old \(found version 11040\).*newer driver"):
+        main.check_gpus([])
+    reason = "Found no NVIDIA driver on your system."
+    monkeypatch.setattr(torch.cuda, "init", mock.Mock(side_effect=RuntimeError(reason)))
+    main.check_gpus([])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "allocated", "reserved", "free", "expected"),
+    [
+        (0.25, 1, 1, 8, 2.0),  # neighbours have taken their own shares
+        (0.25, 1, 3, 8, 2.0),  # cached blocks of its own are not taken
+        (0.5, 1, 1, 8, 5.0),
+        (2, 1, 1, 11, 11.0),
+        (1, 1, 3, 4, 6.0),  # others hold more than their share
+        (0.25, 4, 4, 8, 0.0),
+    ],
+)
+def test_a_trial_s_share_of_a_card(monkeypatch, gpus, allocated, reserved, free, expected):
+    properties = SimpleNamespace(total_memory=12 * GB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: allocated * GB)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved * GB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * GB, 12 * GB))
+    assert machine.free_gpu_memory("cuda:0", gpus) == expected * GB
+
+
+def test_a_gpu_that_cuda_refuses_is_not_replaced_by_the_cpu(monkeypatch, tmp_path):
+    resources = SimpleNamespace(required_resources={"CPU": 1, "GPU": 0.25})
+    context = mock.MagicMock()
+    context.get_trial_resources.return_value = resources
+    context.get_trial_dir.return_value = "trial"
+    context.get_experiment_name.return_value = "name"
+    monkeypatch.setattr("ray.tune.get_context", lambda: context)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it trains"))
+    experiment = main.Experiment(tmp_path, "refused")
+    config = config_of(n_samples=100)
+    n_threads = torch.get_num_threads()
+    try:
+        with pytest.raises(InputError, match="a GPU that CUDA refuses"):
+            main.run_trial({"config": config.model_dump()}, None, None, experiment, 10)
+    finally:
+        torch.set_num_threads(n_threads)
+    (note,) = (tmp_path / "refused" / "trials").glob("*.txt")
+    assert "a GPU that CUDA refuses" in note.read_text()
+
+
+def test_predictions_take_the_test_split_alone_to_the_device():
+    data = datasets.load(config_of(n_samples=100))
+    test = predict_test.only_test(data)
+    assert len(test.clips) == 20 and test.splits.keys() == {"test"}
+    assert torch.equal(test.clips[test.splits["test"]], data.clips[data.splits["test"]])
+    assert torch.equal(test.labels[test.splits["test"]], data.labels[data.splits["test"]])
