@@ -69,6 +69,8 @@ def connected(address=None, n_cpus=None):
                 start(stack, n_cpus or machine.cpus())
             else:
                 join(address)
+        except InputError:
+            raise
         except Exception as error:  # of many kinds
             problem = "Ray cannot start here"
             if address is not None:
@@ -88,6 +90,7 @@ def start(stack, n_cpus):
 
     Others on this machine have neither its token nor its folder.
     """
+    check_loopback()
     parent = tempfile.gettempdir()
     if len(parent) > LONGEST_PLACE:
         parent = "/tmp"
@@ -101,15 +104,16 @@ def start(stack, n_cpus):
     if torch.cuda.is_available():
         n_gpus = torch.cuda.device_count()
     memory = machine.free_memory() - MEMORY_OF_RAY
-    ray.init(
-        address="local",
-        num_cpus=n_cpus,
-        num_gpus=n_gpus,
-        _memory=int(max(memory, MEMORY_OF_TRIAL)),  # one trial at least is tried
-        include_dashboard=False,
-        _temp_dir=f"{folder}/ray",
-        **OPTIONS,
-    )
+    with end_where_ray_cannot_start():
+        ray.init(
+            address="local",
+            num_cpus=n_cpus,
+            num_gpus=n_gpus,
+            _memory=int(max(memory, MEMORY_OF_TRIAL)),  # one trial at least is tried
+            include_dashboard=False,
+            _temp_dir=f"{folder}/ray",
+            **OPTIONS,
+        )
     end_with_ray()
 
 
@@ -132,15 +136,66 @@ def guard(folder):
     )
 
 
+def check_loopback():
+    """Raises InputError where this machine cannot reach itself: Ray would try for minutes."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"Ray cannot start here: 127.0.0.1 cannot be reached ({error.strerror or error}): "
+            "bring the loopback interface up (`ip link set lo up`), or allow it in this container."
+        ) from None
+
+
+@contextlib.contextmanager
+def end_where_ray_cannot_start():
+    """Ends this process where one of the cluster's dies meanwhile: Ray would try for minutes."""
+    started = threading.Event()
+
+    def watch():
+        heads = set()
+        while not started.wait(0.2):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                heads |= set(heads_of_ray())
+            for head in heads:
+                if not is_alive(head):
+                    print(
+                        f"\nmain.py: Ray cannot start here: its process {head.pid} ended, or was "
+                        "killed, as it began: the same command tries it again.",
+                        file=sys.stderr,
+                    )
+                    os._exit(1)  # from a thread; the guard ends what is left
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        started.set()
+
+
+def heads_of_ray():
+    """The processes that this one started and that a cluster cannot be without."""
+    heads = []
+    for child in psutil.Process().children():
+        if child.name() in ("gcs_server", "raylet"):
+            heads.append(child)
+    return heads
+
+
+def is_alive(process):
+    """Whether a process runs: one that ended is a zombie until this one asks for its exit code."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def end_with_ray():
     """Has this process end as soon as the cluster's own processes do.
 
     Where one of them is killed, Ray itself tries to reach it for a minute, with many lines.
     """
-    heads = []
-    for child in psutil.Process().children():
-        if child.name() in ("gcs_server", "raylet"):
-            heads.append(child)
 
     def end(head):
         if ray.is_initialized():  # not ended by ray.shutdown
@@ -150,7 +205,9 @@ def end_with_ray():
             )
             os._exit(1)  # from a thread; the guard ends what is left
 
-    threading.Thread(target=psutil.wait_procs, args=(heads, None, end), daemon=True).start()
+    threading.Thread(
+        target=psutil.wait_procs, args=(heads_of_ray(), None, end), daemon=True
+    ).start()
 
 
 def join(address):

@@ -1,14 +1,18 @@
 """What a process may use of machines that are shared, limited or odd."""
 
 import os
+import re
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from unittest import mock
 
+import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Project
+from ray import tune
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
@@ -19,7 +23,7 @@ import main
 import predict_test
 import search_spaces
 import train
-from config import InputError, parse
+from config import InputError, check_space, draw, parse, plain
 
 GB = 2**30
 V1_UNLIMITED = 2**63 - 4096  # what the kernel says where there is no limit
@@ -367,3 +371,88 @@ def test_predictions_take_the_test_split_alone_to_the_device():
     assert len(test.clips) == 20 and test.splits.keys() == {"test"}
     assert torch.equal(test.clips[test.splits["test"]], data.clips[data.splits["test"]])
     assert torch.equal(test.labels[test.splits["test"]], data.labels[data.splits["test"]])
+
+
+# Ray does not start
+
+
+def test_no_loopback_interface(monkeypatch):
+    refusal = OSError(99, "Cannot assign requested address")
+    monkeypatch.setattr(cluster.socket, "create_server", mock.Mock(side_effect=refusal))
+    with (
+        pytest.raises(InputError, match=r"^Ray cannot start here: 127.0.0.1 .* lo up[^\n]*$"),
+        cluster.connected(),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_head_that_is_killed_while_ray_starts(project, name):
+    process = subprocess.Popen(
+        [sys.executable, "main.py", "--name=tiny", "--ray_root_dir=killed"],
+        cwd=project.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    found = []
+    while not found:
+        assert process.poll() is None
+        children = psutil.Process(process.pid).children()
+        found = [child for child in children if child.name() == name]
+        time.sleep(0.01)
+    found[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "ended, or was killed" in errors.strip().splitlines()[-1]
+
+
+# Errors in search_spaces.py
+
+
+def space_error(tmp_path, text):
+    project = Project(tmp_path / "project", text)
+    arguments = ["--name=mine", "--dry_run"]
+    result = project.run("main.py", *arguments, check=False)
+    assert result.returncode == 1 and "config.py" not in result.stderr
+    sentence, _, details = result.stderr.partition("\n\n")
+    assert "\n" not in sentence
+    n_lines = len((project.folder / "search_spaces.py").read_text().splitlines())
+    return sentence, details, n_lines
+
+
+MISTAKES = {  # text at the end of search_spaces.py, its line from the end, what is said
+    "syntax": ("def mine(max_epochs:\n", 0, "SyntaxError"),
+    "missing module": ("import no_such_module\n", 0, "ModuleNotFoundError: No module named"),
+    "failure": ("def mine(max_epochs):\n    return wrong\n", 0, "NameError: name 'wrong'"),
+    "arguments": ("def mine():\n    return {}\n", 1, r"TypeError: mine\(\) takes 0"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_search_spaces_is_told_with_its_line(tmp_path, case):
+    text, from_end, reason = MISTAKES[case]
+    sentence, details, n_lines = space_error(tmp_path, text)
+    assert re.match(
+        rf"main.py: search_spaces.py, line {n_lines - from_end}: {reason}.*: mend that", sentence
+    )
+    assert re.search(reason, details.splitlines()[-1])
+
+
+def test_grids_and_samplers_that_fail_are_named_by_their_key():
+    base = search_spaces.time_frequency(1)
+    space = plain({**base, "init_lambd": tune.grid_search(x for x in (1.0, 2.0))})
+    with pytest.raises(InputError, match=r"init_lambd = grid_search\(.* must be of a list"):
+        check_space(space)
+    with pytest.raises(InputError, match=r"'lr_model'.*ZeroDivisionError: division by zero"):
+        draw(plain({**base, "lr_model": tune.sample_from(lambda _: 1 / 0)}), 0)
+
+
+def test_tensors_as_values():
+    values = {"init_lambd": tune.grid_search(torch.linspace(1, 5, 3)), "lr_tf": torch.tensor(0.5)}
+    space = plain(search_spaces.time_frequency(1) | values)
+    check_space(space)
+    configs = draw(space, 0).values()
+    assert sorted({config.init_lambd for config in configs}) == [1, 3, 5]
+    assert {config.lr_tf for config in configs} == {0.5}
