@@ -457,7 +457,7 @@ def run_trial(config, recordings, data, experiment, save_seconds):
         tune.report(row)
 
     try:
-        if gpus and not torch.cuda.is_available():
+        if gpus and config.device != "cpu" and not torch.cuda.is_available():
             raise InputError(
                 f"{platform.node()}: Ray gave the trial a GPU that CUDA refuses: "
                 "`nvidia-smi` there says why, and --gpus_per_trial=0 trains on CPUs."

@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 from unittest import mock
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -354,7 +356,7 @@ def test_a_gpu_that_cuda_refuses_is_not_replaced_by_the_cpu(monkeypatch, tmp_pat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it trains"))
     experiment = main.Experiment(tmp_path, "refused")
-    config = config_of(n_samples=100)
+    config = config_of(n_samples=100)  # its device is cuda:0
     n_threads = torch.get_num_threads()
     try:
         with pytest.raises(InputError, match="a GPU that CUDA refuses"):
@@ -456,3 +458,37 @@ def test_tensors_as_values():
     configs = draw(space, 0).values()
     assert sorted({config.init_lambd for config in configs}) == [1, 3, 5]
     assert {config.lr_tf for config in configs} == {0.5}
+
+
+# Results that move
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_results_that_are_copied_elsewhere_go_on_there(project, tmp_path):
+    """With other CPUs too; the folder that they came from is gone."""
+    project.run("main.py", "--name=tiny", "--max_epochs=1", f"--ray_root_dir={tmp_path / 'old'}")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    shutil.rmtree(tmp_path / "old")
+    arguments = ["main.py", "--name=tiny", "--max_epochs=3", f"--ray_root_dir={tmp_path / 'new'}"]
+    one = {min(os.sched_getaffinity(0))}
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, one),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "4 to train (4 go on from epoch 1)" in result.stdout
+    flags = ["--dataset_name=tiny", f"--ray_results_dir={tmp_path / 'new'}"]
+    project.run("predict_test.py", *flags)
+    table = pd.read_csv(tmp_path / "new" / "tiny" / "tiny.csv")
+    assert table["training_iteration"].tolist() == [3] * 4
+    assert table["logdir"].str.startswith(str(tmp_path / "new")).all()
+    assert not (tmp_path / "old").exists()
+
+
+def test_gpus_are_hidden_from_these_tests(pytestconfig):
+    if pytestconfig.option.markexpr != "gpu":
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not torch.cuda.is_available()
