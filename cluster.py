@@ -26,9 +26,12 @@ import psutil
 import ray
 import torch
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
+import machine
 from config import InputError, first_line, parse
 
 # Trials keep the memory that they free for their next step: fetching it from the system each time
@@ -37,10 +40,15 @@ MEMORY = {
     "THP_MEM_ALLOC_ENABLE": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # a card's memory that falls to pieces less
 }
 GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}  # a trial that is given none sees none
 OPTIONS = {"log_to_driver": False, "logging_level": "error"}  # of ray.init
 LONGEST_PLACE = 20  # characters before a cluster's folder: Ray adds some 80, a socket may have 107
+
+MEMORY_OF_TRIAL = 2e9  # bytes that a trial takes, about
+MEMORY_OF_RAY = 2e9  # and Ray, main.py and the recordings
+LACK_OF_MEMORY = "it was killed as memory ran out: a larger --cpus_per_trial trains fewer at a time"
 
 MAX_ROWS = 40  # of a table on the console; of more trials it shows those that run or failed
 PARAMETERS = ("init_lambd", "trainable", "seed")  # tell trials apart for people
@@ -49,17 +57,20 @@ STATES = {"RUNNING": "runs", "TERMINATED": "finished", "ERROR": "failed"}
 
 
 @contextlib.contextmanager
-def connected(address=None):
+def connected(address=None, n_cpus=None):
     """Ray, on the cluster at an address or on one for this process alone.
 
-    As long as it lasts, the signals that end a process end Ray Tune as Ctrl-C does.
+    n_cpus: of the latter; as many as this process may use where it is None. As long as it lasts,
+    the signals that end a process end Ray Tune as Ctrl-C does.
     """
     with contextlib.ExitStack() as stack:
         try:
             if address is None:
-                start(stack)
+                start(stack, n_cpus or machine.cpus())
             else:
                 join(address)
+        except InputError:
+            raise
         except Exception as error:  # of many kinds
             problem = "Ray cannot start here"
             if address is not None:
@@ -74,11 +85,12 @@ def connected(address=None):
         yield
 
 
-def start(stack):
-    """Starts a cluster that ends with the stack.
+def start(stack, n_cpus):
+    """Starts a cluster of n_cpus that ends with the stack.
 
     Others on this machine have neither its token nor its folder.
     """
+    check_loopback()
     parent = tempfile.gettempdir()
     if len(parent) > LONGEST_PLACE:
         parent = "/tmp"
@@ -88,16 +100,20 @@ def start(stack):
     for name, value in (MEMORY | GPUS).items():  # trials inherit them
         os.environ.setdefault(name, value)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    n_gpus = None
-    if not torch.cuda.is_available():
-        n_gpus = 0  # with an old driver Ray counts GPUs that torch cannot use
-    ray.init(
-        address="local",
-        num_gpus=n_gpus,
-        include_dashboard=False,
-        _temp_dir=f"{folder}/ray",
-        **OPTIONS,
-    )
+    n_gpus = 0  # Ray itself counts GPUs that torch cannot use, and not those of WSL
+    if torch.cuda.is_available():
+        n_gpus = torch.cuda.device_count()
+    memory = machine.free_memory() - MEMORY_OF_RAY
+    with end_where_ray_cannot_start():
+        ray.init(
+            address="local",
+            num_cpus=n_cpus,
+            num_gpus=n_gpus,
+            _memory=int(max(memory, MEMORY_OF_TRIAL)),  # one trial at least is tried
+            include_dashboard=False,
+            _temp_dir=f"{folder}/ray",
+            **OPTIONS,
+        )
     end_with_ray()
 
 
@@ -120,15 +136,66 @@ def guard(folder):
     )
 
 
+def check_loopback():
+    """Raises InputError where this machine cannot reach itself: Ray would try for minutes."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"Ray cannot start here: 127.0.0.1 cannot be reached ({error.strerror or error}): "
+            "bring the loopback interface up (`ip link set lo up`), or allow it in this container."
+        ) from None
+
+
+@contextlib.contextmanager
+def end_where_ray_cannot_start():
+    """Ends this process where one of the cluster's dies meanwhile: Ray would try for minutes."""
+    started = threading.Event()
+
+    def watch():
+        heads = set()
+        while not started.wait(0.2):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                heads |= set(heads_of_ray())
+            for head in heads:
+                if not is_alive(head):
+                    print(
+                        f"\nmain.py: Ray cannot start here: its process {head.pid} ended, or was "
+                        "killed, as it began: the same command tries it again.",
+                        file=sys.stderr,
+                    )
+                    os._exit(1)  # from a thread; the guard ends what is left
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        started.set()
+
+
+def heads_of_ray():
+    """The processes that this one started and that a cluster cannot be without."""
+    heads = []
+    for child in psutil.Process().children():
+        if child.name() in ("gcs_server", "raylet"):
+            heads.append(child)
+    return heads
+
+
+def is_alive(process):
+    """Whether a process runs: one that ended is a zombie until this one asks for its exit code."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def end_with_ray():
     """Has this process end as soon as the cluster's own processes do.
 
     Where one of them is killed, Ray itself tries to reach it for a minute, with many lines.
     """
-    heads = []
-    for child in psutil.Process().children():
-        if child.name() in ("gcs_server", "raylet"):
-            heads.append(child)
 
     def end(head):
         if ray.is_initialized():  # not ended by ray.shutdown
@@ -138,7 +205,9 @@ def end_with_ray():
             )
             os._exit(1)  # from a thread; the guard ends what is left
 
-    threading.Thread(target=psutil.wait_procs, args=(heads, None, end), daemon=True).start()
+    threading.Thread(
+        target=psutil.wait_procs, args=(heads_of_ray(), None, end), daemon=True
+    ).start()
 
 
 def join(address):
@@ -169,28 +238,40 @@ def check_nodes(experiment, plan):
 
 
 def resources(wanted, cpus=None, gpus=None):
-    """CPUs and GPUs of a trial: as asked for, or those wanted as far as machines have them."""
+    """CPUs, GPUs and memory of a trial: as asked for, or what is wanted as far as machines have it.
+
+    Says how many trials Ray will run at a time.
+    """
     machines = []
     for node in ray.nodes():
         if node["Alive"]:
-            machines.append((node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)))
-    most_cpus = max(n_cpus for n_cpus, _ in machines)
-    most_gpus = max(n_gpus for _, n_gpus in machines)
+            machines.append(node["Resources"])
+    most_cpus = max(each.get("CPU", 0) for each in machines)
+    most_gpus = max(each.get("GPU", 0) for each in machines)
 
     if gpus is None:
         gpus = wanted["gpu"] if most_gpus else 0
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"--gpus_per_trial={gpus:g} must be a whole number, or below 1.")
+    for flag, value in (("cpus", cpus), ("gpus", gpus)):
+        if value and units(value) == 0:
+            raise InputError(f"--{flag}_per_trial={value:g} must be 0.0001 or more.")
     if cpus is None:
         cpus = 1
         if gpus:  # as many trials as share the GPUs of a machine share its CPUs
-            shares = [n_cpus * gpus / n_gpus for n_cpus, n_gpus in machines if n_gpus]
-            cpus = min([wanted["cpu"], *(max(1, int(share)) for share in shares)])
+            shares = []
+            for each in machines:
+                at_once = trials_on_gpus(each.get("GPU", 0), gpus)
+                if at_once:
+                    shares.append(each.get("CPU", 0) // at_once)
+            cpus = max(1, min([wanted["cpu"], *(int(share) for share in shares)]))
 
-    at_once = 0
-    for n_cpus, n_gpus in machines:
-        fits = n_cpus / cpus
-        if gpus:
-            fits = min(fits, n_gpus / gpus)
-        at_once += int(fits + 1e-6)
+    trial = {"cpu": cpus, "gpu": gpus}
+    most_memory = max(each.get("memory", 0) for each in machines)
+    if most_memory:  # where there is less, one trial has to do with it
+        trial["memory"] = int(min(MEMORY_OF_TRIAL, most_memory))
+
+    at_once = sum(trials_on_machine(each, trial) for each in machines)
     if at_once < 1:
         raise InputError(
             f"no machine has {cpus:g} CPUs and {gpus:g} GPUs for a trial, but {most_cpus:g} CPUs "
@@ -202,8 +283,54 @@ def resources(wanted, cpus=None, gpus=None):
         place = "Training on GPUs"
     elif most_gpus:
         place = "Training on the CPU"
-    print(f"{place}, {at_once} trials at a time, {cpus:g} CPUs each.", flush=True)
-    return {"cpu": cpus, "gpu": gpus}
+    memory = ""
+    if "memory" in trial:
+        memory = f" and about {MEMORY_OF_TRIAL / 1e9:g} GB of memory"
+    print(f"{place}, {at_once} trials at a time, {cpus:g} CPUs each{memory}.", flush=True)
+    return trial
+
+
+def trials_on_machine(has, trial):
+    """Trials that a machine runs at a time; has: its resources, as Ray names them."""
+    at_once = units(has.get("CPU", 0)) // units(trial["cpu"])
+    if trial["gpu"]:
+        at_once = min(at_once, trials_on_gpus(has.get("GPU", 0), trial["gpu"]))
+    if "memory" in trial:
+        at_once = min(at_once, int(has.get("memory", 0) // trial["memory"]))
+    return at_once
+
+
+def trials_on_gpus(n_gpus, gpus):
+    """Trials that share n_gpus: a part of a GPU lies on one card, and whole ones are not shared."""
+    if gpus < 1:
+        return int(n_gpus) * (units(1) // units(gpus))
+    return int(n_gpus // gpus)
+
+
+def units(amount):
+    """An amount of CPUs or GPUs as Ray counts it: in ten-thousandths, rounded down."""
+    return int(amount * 10000 + 1e-6)
+
+
+@contextlib.contextmanager
+def restart_where_memory_ends():
+    """Has Ray Tune start a trial again that Ray's memory monitor killed.
+
+    It does so for one whose process died in another way, but knows no OutOfMemoryError, which would
+    end the whole experiment.
+    """
+    original = RayActorManager._actor_task_failed
+
+    def failed(manager, tracked_actor_task, exception):
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=LACK_OF_MEMORY)
+        original(manager, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = original
 
 
 def fit(trial, configs, experiment, args):
@@ -234,7 +361,8 @@ def fit(trial, configs, experiment, args):
         ),
     )
     try:
-        tuner.fit()
+        with restart_where_memory_ends():
+            tuner.fit()
     except Exception as error:  # of many kinds: a full disk, a cluster that is gone
         raise InputError(
             f"Ray ended ({first_line(error)}): mend that, and the same command continues."

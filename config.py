@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+import traceback
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -208,8 +209,12 @@ def digest(value):
 
 
 def read_search_space(name, max_epochs):
-    """The search space in search_spaces.py with the longest name that is part of this name."""
-    import search_spaces
+    """The search space in search_spaces.py with the longest name that is part of this name.
+
+    Raises InputError with file and line where that file fails.
+    """
+    with errors_in_search_spaces():
+        import search_spaces
 
     spaces = {}
     for key, value in vars(search_spaces).items():
@@ -226,15 +231,47 @@ def read_search_space(name, max_epochs):
     if chosen != name:  # meant so, or the one that was meant is not there
         print(f"{name}: takes the search space {chosen} of search_spaces.py", file=sys.stderr)
 
-    space = plain(spaces[chosen](max_epochs))
+    with errors_in_search_spaces(spaces[chosen]):
+        space = plain(spaces[chosen](max_epochs))
     if not isinstance(space, dict):
         raise InputError(f"search_spaces.py: {chosen}() must return a dict, not {space!r:.80}.")
     check_space(space)
     return space
 
 
+@contextlib.contextmanager
+def errors_in_search_spaces(function=None):
+    """Turns what goes wrong in search_spaces.py into an InputError: a sentence with file and line,
+    then the traceback of the file's own code. function: of that file, if it is called.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of any kind, as it is the user's code
+        frames = traceback.extract_tb(error.__traceback__)
+        names = [Path(frame.filename).name for frame in frames]
+        own = []
+        if "search_spaces.py" in names:
+            own = frames[names.index("search_spaces.py") :]
+
+        if own:
+            place = f"line {own[0].lineno}"
+        elif isinstance(error, SyntaxError):
+            place = f"line {error.lineno}"
+        elif hasattr(function, "__code__"):  # called with max_epochs, which it does not take
+            place = f"line {function.__code__.co_firstlineno}"
+        else:
+            place = "as it is read"
+        details = traceback.format_list(own) + traceback.format_exception_only(error)
+        raise InputError(
+            f"search_spaces.py, {place}: {type(error).__name__}: {first_line(error)}: "
+            f"mend that and start again.\n\n{''.join(details).rstrip()}"
+        ) from None
+
+
 def check_space(space):
-    """Raises InputError where a key of a search space has what only a single config may have."""
+    """Raises InputError where a key of a search space has what no trial can be drawn from."""
     for key in GIVEN_BY_MAIN:
         if key in space:
             raise InputError(
@@ -246,6 +283,12 @@ def check_space(space):
             raise InputError(f"config: {key} must be one value, the same for the whole grid.")
     if {"grid_search": []} in space.values():
         raise InputError("config: a grid_search of the search space is empty.")
+    for key, value in space.items():
+        is_grid = isinstance(value, dict) and value.keys() == {"grid_search"}
+        if is_grid and not isinstance(value["grid_search"], list):
+            raise InputError(
+                f"config: {key} = grid_search({value['grid_search']!r:.80}) must be of a list."
+            )
 
 
 def draw(space, seed):
@@ -273,8 +316,17 @@ def draw(space, seed):
                 grid["/".join(map(str, path))] = comparable(value)
         generator = np.random.RandomState(int(digest([seed, grid])[:8], 16))
 
-        with seeded(generator):
-            variants = [variant for _, variant in generate_variants(cell, random_state=generator)]
+        try:
+            with seeded(generator):
+                variants = [
+                    variant for _, variant in generate_variants(cell, random_state=generator)
+                ]
+        except ValueError as error:  # of Ray, with the path of the key that failed
+            reason = error.__context__ or error
+            raise InputError(
+                f"search_spaces.py: what is drawn fails ({first_line(error):.100}): "
+                f"{type(reason).__name__}: {first_line(reason)}: mend that and start again."
+            ) from None
         for variant in variants:
             config = parse(with_hash_of_checkpoint(plain(variant) | {"seed": seed}))
             configs[config.key] = config

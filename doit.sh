@@ -33,16 +33,16 @@ echo "Experiments: $EXPERIMENTS; runs: $NUM_SAMPLES; epochs at most: $MAX_EPOCHS
 echo "Needs: 6 GB of disk for the Python packages, 8 GB for recordings and results," \
     "2 GB of memory and 2 GB for each trial at a time."
 disk=$(df -Pk "$here" | awk 'NR == 2 {printf "%d", $4 / 1048576}')
-memory=$(awk '/MemAvailable/ {printf ", %d GB of memory", $2 / 1048576}' /proc/meminfo 2>/dev/null || :)
-echo "Has: $disk GB of disk$memory free."
+echo "Has: $disk GB of disk free."
 
 . "$here/python_env.sh"
-"$PYTHON" - <<'PYTHON'
-import os, torch
+PYTHONPATH="$here" "$PYTHON" - <<'PYTHON'
+import machine, torch
+print(f"May use: {machine.cpus()} CPUs, {machine.free_memory() // 2**30} GB of memory.")
 if torch.cuda.is_available():
-    print(f"Trains on {torch.cuda.get_device_name()}, four trials at a time.")
+    print(f"Trains on {torch.cuda.get_device_name()}, several trials at a time.")
 else:
-    print(f"Trains on {os.cpu_count()} CPU cores, one trial each: there is no CUDA device.")
+    print("Trains on the CPUs: there is no CUDA device.")
 PYTHON
 
 # Which recordings an experiment needs follows from its search space. One that is not there is

@@ -37,15 +37,29 @@ is_folder() { # and not a bare git repository
     [ -d "$1" ] && ! { [ -f "$1/HEAD" ] && [ -d "$1/objects" ]; }
 }
 
-is_ready() { # a folder, a dataset: whether it holds recordings, or a cache of them
+is_ready() { # a folder, a dataset: whether it, or a folder in it, holds recordings or a cache of them
     case "$2" in
-    audio_mnist) set -- "$1/$2"_*.npy "$1"/data/*/*.wav ;;
-    esc50) set -- "$1/$2"_*.npy "$1"/audio/* ;;
+    audio_mnist) set -- "$1/$2"_*.npy "$1"/*/"$2"_*.npy "$1"/data/*/*.wav "$1"/*/data/*/*.wav ;;
+    esc50) set -- "$1/$2"_*.npy "$1"/*/"$2"_*.npy "$1"/audio/* "$1"/*/audio/* ;;
     esac
     for file; do
         [ -e "$file" ] && return
     done
     return 1
+}
+
+source_of() { # the URL of a dataset; of a local folder around one, as unzipping makes it, the one inside
+    url=$(url_of "$1")
+    if is_folder "$url" && [ ! -e "$url/$(place_of "$1")" ]; then
+        for inner in "$url"/*/; do
+            [ ! -e "$inner$(place_of "$1")" ] || url=${inner%/}
+        done
+    fi
+    printf '%s\n' "$url"
+}
+
+variable_of() {
+    case "$1" in audio_mnist) echo AUDIO_MNIST_URL ;; esc50) echo ESC50_URL ;; esac
 }
 
 is_there() {
@@ -68,7 +82,7 @@ trap 'exit 143' TERM
 [ $# -gt 0 ] || set -- audio_mnist esc50
 missing=
 for name in "$@"; do
-    url=$(url_of "$name")
+    url=$(source_of "$name")
     target=$DATA_DIR/$name
     [ -n "$url" ] || refuse "unknown dataset '$name': there are audio_mnist and esc50"
     rmdir "$target" 2>/dev/null || : # an empty folder is none
@@ -76,9 +90,15 @@ for name in "$@"; do
         echo "$name: in $target already"
         continue
     fi
-    is_there "$target" && refuse "$target is in the way, it is not a folder with recordings: remove it or set DATA_DIR"
+    is_there "$target" && refuse "$target is in the way, it is not a folder with recordings:" \
+        "move what holds $(place_of "$name") there, so that there is $target/$(place_of "$name")," \
+        "or remove it or set DATA_DIR"
     missing="$missing $name"
-    case "$url" in -*) fail "$name cannot be fetched from '$url', which begins with -" ;; esac
+    case "$url" in
+    -*) fail "$name cannot be fetched from '$url', which begins with -" ;;
+    *.zip) refuse "$url is a zip archive: unzip it and name the folder that it gives," \
+        "$(variable_of "$name")=FOLDER sh download_data.sh $name" ;;
+    esac
     if is_folder "$url"; then
         [ -e "$url/$(place_of "$name")" ] || fail "$url is not a copy of $name, it has no $(place_of "$name")"
         continue
@@ -91,7 +111,7 @@ done
 . "$here/python_env.sh"
 reason=$(mkdir -p -- "$DATA_DIR" 2>&1) || refuse "cannot make the folder $DATA_DIR ($reason): set DATA_DIR"
 for name in $missing; do
-    url=$(url_of "$name")
+    url=$(source_of "$name")
     target=$DATA_DIR/$name
     is_there "$target" && continue # named twice
     for left in "$DATA_DIR/.$name".??????; do
@@ -107,7 +127,10 @@ for name in $missing; do
         chmod -R u+w "$copy"
         rm -rf "$copy/.git"
     else
-        git clone --depth 1 -- "$url" "$copy" || fail "$name could not be fetched from $url"
+        git clone --depth 1 -- "$url" "$copy" ||
+            refuse "$name could not be fetched from $url, and nothing of it is left: the same command tries again;" \
+                "or fetch and unzip it by other means, such as a browser, and name the folder," \
+                "$(variable_of "$name")=FOLDER sh download_data.sh $name"
     fi
     [ -e "$copy/$(place_of "$name")" ] || fail "$url is not a copy of $name, it has no $(place_of "$name")"
     # Python's rename replaces nothing and moves into nothing: where two downloads run, the first one wins.

@@ -14,6 +14,7 @@ some trials failed, 130 it was interrupted.
 import argparse
 import contextlib
 import os
+import platform
 import sys
 import time
 import traceback
@@ -90,6 +91,9 @@ def parse_arguments():
         "--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)"
     )
     parser.add_argument(
+        "--num_cpus", type=int, help="CPUs to train on (those that this process may use)"
+    )
+    parser.add_argument(
         "--save_seconds", type=float, default=10, help="work that an interruption may cost (10)"
     )
     parser.add_argument(
@@ -103,9 +107,15 @@ def parse_arguments():
     )
     args = parser.parse_args()
 
-    for flag in ("num_samples", "max_epochs"):
-        if getattr(args, flag) < 1:
-            raise InputError(f"--{flag}={getattr(args, flag)} must be 1 or more.")
+    for flag in ("num_samples", "max_epochs", "num_cpus"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise InputError(f"--{flag}={value} must be 1 or more.")
+    if args.num_cpus is not None and args.ray_address is not None:
+        raise InputError(
+            f"--num_cpus={args.num_cpus} is for a cluster of its own: give it to `ray start` "
+            f"of {args.ray_address} as --num-cpus={args.num_cpus}."
+        )
     if args.cpus_per_trial is not None and not args.cpus_per_trial > 0:
         raise InputError(f"--cpus_per_trial={args.cpus_per_trial:g} must be more than 0.")
     for flag in ("seed", "gpus_per_trial", "save_seconds", "report_seconds", "max_failures"):
@@ -305,6 +315,8 @@ def train_trials(experiment, old_plan, work, args):
     import datasets
 
     check_trials(work)
+    if args.ray_address is None and args.gpus_per_trial != 0:
+        check_gpus(work.configs[key] for key in work.to_train)
     any_config = next(iter(work.configs.values()))  # all of them work on the same recordings
     recordings = datasets.recordings_of(any_config, args.data_dir)
     data = data_of(recordings)
@@ -321,7 +333,7 @@ def train_trials(experiment, old_plan, work, args):
     experiment.write_plan(plan)
 
     try:
-        with cluster.connected(args.ray_address):
+        with cluster.connected(args.ray_address, args.num_cpus):
             if args.ray_address:
                 cluster.check_nodes(experiment, plan)
             resources = cluster.resources(
@@ -341,6 +353,18 @@ def train_trials(experiment, old_plan, work, args):
         raise KeyboardInterrupt(advice) from None
 
     finish(experiment, plan, work, errors, advice)
+
+
+def check_gpus(configs):
+    """Raises InputError where a GPU of this machine cannot train the configs."""
+    import torch
+
+    import machine
+
+    machine.check_driver()
+    bf16 = any(config.bf16 for config in configs)
+    for index in range(torch.cuda.device_count()):
+        machine.check_gpu(index, bf16)
 
 
 def check_splits(configs, recordings):
@@ -401,8 +425,9 @@ def run_trial(config, recordings, data, experiment, save_seconds):
     config = parse(config["config"])
     key = config.key
     context = tune.get_context()
-    n_cpus = context.get_trial_resources().required_resources["CPU"]
-    torch.set_num_threads(max(1, int(n_cpus)))
+    resources = context.get_trial_resources().required_resources
+    torch.set_num_threads(max(1, int(resources["CPU"])))
+    gpus = resources.get("GPU", 0)
 
     state = dict(experiment.read_trials([key])).get(key)
     versions = [scripts()]
@@ -432,7 +457,12 @@ def run_trial(config, recordings, data, experiment, save_seconds):
         tune.report(row)
 
     try:
-        train.train(config, datasets.load(config, recordings), report, state)
+        if gpus and config.device != "cpu" and not torch.cuda.is_available():
+            raise InputError(
+                f"{platform.node()}: Ray gave the trial a GPU that CUDA refuses: "
+                "`nvidia-smi` there says why, and --gpus_per_trial=0 trains on CPUs."
+            )
+        train.train(config, datasets.load(config, recordings), report, state, gpus or 1)
     except Exception:
         with contextlib.suppress(OSError):  # the trial's own failure counts, not that of its note
             experiment.storage.write(f"{experiment.name}/trials/{key}.txt", traceback.format_exc())

@@ -144,9 +144,18 @@ def accuracy_of(config, weights, recordings):
     except (AttributeError, TypeError, RuntimeError):
         return None
 
-    data = datasets.load(config, recordings).to(device)
+    data = only_test(datasets.load(config, recordings)).to(device)
     _, accuracy = train.evaluate(net, loss_function, data, data.splits["test"], config.batch_size)
     return accuracy
+
+
+def only_test(data):
+    """The Data of the test split alone: a GPU need not hold the others."""
+    import torch
+
+    indices = data.splits["test"]
+    splits = {"test": torch.arange(len(indices))}
+    return datasets.Data(data.clips[indices], data.labels[indices], splits)
 
 
 def tell_missing(experiment, configs, n_tested):

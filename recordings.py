@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
+import machine
 from config import InputError, digest, lock, whole_file
 
 AUDIO_MNIST_FILE = r"data/([0-9]+)/([0-9])_([0-9]+)_([0-9]+)\.wav"  # speaker, digit_speaker_number
@@ -432,9 +433,7 @@ def describe_damages(damages, n_recordings, folder):
 
 def in_threads(function, *arguments):
     """What a function gives for each clip, a list; as many threads as this process has CPUs."""
-    import joblib  # here, as training does without; it knows the CPUs of a container or batch job
-
-    return thread_map(function, *arguments, max_workers=joblib.cpu_count(), unit="clip")
+    return thread_map(function, *arguments, max_workers=machine.cpus(), unit="clip")
 
 
 def write_cache(cache, settings, sources, clips):

@@ -9,25 +9,25 @@ config.py has the keys of a config.
 
 import copy
 import math
-import os
 import time
 
-import psutil
 import torch
 from torch import nn
 
 import datasets
 import dmel
+import machine
 import models
 
 FEATURE_MEMORY = 0.5  # share of a trial's free memory that the features of a fixed window may take
 
 
-def train(config, data, report, state=None):
+def train(config, data, report, state=None, gpus=1):
     """Trains until max_epochs, or until patience epochs brought no lower validation loss.
 
     config: a Config. data: datasets.Data. state: what snapshot() gave after an epoch, to go on from
-    there as if it had never stopped, with the max_epochs of this config.
+    there as if it had never stopped, with the max_epochs of this config. gpus: share of its GPU
+    that is the trial's.
 
     report(row, snapshot) is called after each epoch. A row has training_iteration (epochs so far),
     loss, valid_loss (means over examples), valid_acc, best_epoch (that of the lowest validation
@@ -57,7 +57,7 @@ def train(config, data, report, state=None):
     trained = net
     lacked_memory = False
     if not config.trainable:
-        features = fixed_features(data, net.spectrogram_layer, config.batch_size)
+        features = fixed_features(data, net.spectrogram_layer, config.batch_size, gpus)
         if features is None:
             lacked_memory = True
         else:
@@ -121,9 +121,14 @@ def check(config):
 def prepare(config):
     """The network of a config on its device, its loss function, and the device.
 
-    That is the CPU where there is no CUDA device.
+    That is the CPU where there is no CUDA device. Raises InputError where torch cannot compute on
+    the device.
     """
     device = torch.device(config.device if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        machine.check_gpu(device, config.bf16)
+    # torch counts the CPUs of the machine, where a container or batch job may use a part of them.
+    torch.set_num_threads(min(torch.get_num_threads(), machine.cpus()))
     torch.backends.cudnn.allow_tf32 = config.tf32  # of this process
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
 
@@ -220,17 +225,19 @@ def evaluate(net, loss_function, data, indices, batch_size):
 
 
 @torch.no_grad()
-def fixed_features(data, layer, batch_size):
+def fixed_features(data, layer, batch_size, gpus=1):
     """The layer's features of all that is trained and validated on, the same in every epoch.
+
+    gpus: share of its GPU that is the trial's.
 
     Returns (n, frames, bands) in the order of data.clips, where those of other parts are not
     filled, or None where that takes too much memory.
     """
     first = layer(data.clips[:1]).transpose(-1, -2)
     if first.is_cuda:
-        free = torch.cuda.mem_get_info(first.device)[0] / 4
+        free = machine.free_gpu_memory(first.device, gpus)
     else:
-        free = psutil.virtual_memory().available * torch.get_num_threads() / os.cpu_count()
+        free = machine.free_memory() * torch.get_num_threads() / machine.cpus()
     if len(data.clips) * first.nbytes > FEATURE_MEMORY * free:
         return None
 

@@ -14,6 +14,7 @@ from ray import tune
 
 import cluster
 import datasets
+import machine
 import main
 import search_spaces
 from benchmarks.measure import first_config, recordings_of
@@ -62,7 +63,7 @@ def copies(args):
 
     with cluster.connected():
         trial = tune.with_parameters(touch, recordings=recordings)
-        results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=os.cpu_count() / 2)
+        results = run(trial, {"seed": tune.grid_search([0, 1])}, cpus=machine.cpus() / 2)
     for i, result in enumerate(results):
         yield {
             "trial": i,
@@ -77,7 +78,7 @@ def grid(args):
     if args.device == "cuda":
         shares = {n: f"--gpus_per_trial={1 / n}" for n in (1, 4)}
     else:
-        n_cpus = os.cpu_count()
+        n_cpus = machine.cpus()
         shares = {n: f"--cpus_per_trial={n_cpus // n}" for n in sorted({1, n_cpus})}
 
     for name in args.experiments:
@@ -150,7 +151,7 @@ def run(trainable, space, cpus=None):
     """Results of the trials of a space, one at a time unless each takes fewer CPUs."""
     with tempfile.TemporaryDirectory() as folder:
         return tune.Tuner(
-            tune.with_resources(trainable, {"cpu": cpus or os.cpu_count()}),
+            tune.with_resources(trainable, {"cpu": cpus or machine.cpus()}),
             param_space=space,
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),

@@ -11,7 +11,6 @@ where it was interrupted.
 
 import argparse
 import io
-import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+import machine
 from config import InputError, whole_file
 
 SAMPLE_RATE = 48000  # Hz, as AudioMNIST's
@@ -88,7 +88,7 @@ def speak_all(args):
             path.parent.mkdir(parents=True, exist_ok=True)
         n_done = len(clips) - len(missing)
         progress = tqdm(desc="synthetic voices", unit="clip", total=len(clips), initial=n_done)
-        with progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+        with progress, ThreadPoolExecutor(machine.cpus()) as pool:
             try:
                 for _ in pool.map(speak_one, missing):
                     progress.update()

@@ -24,11 +24,14 @@ sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
 
 
-def pytest_configure():
-    """Ctrl-C works in the scripts that are tested.
+def pytest_configure(config):
+    """Hides GPUs from all tests but those of -m gpu, as their numbers are a CPU's.
 
-    What a shell starts in its background ignores it.
+    What a shell starts in its background ignores Ctrl-C, and so would the scripts that are tested.
     """
+    chosen = config.option.markexpr
+    if "gpu" not in chosen or "not gpu" in chosen:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

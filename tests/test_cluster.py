@@ -38,7 +38,7 @@ def spoken(max_epochs):
 
 
 def packing(max_epochs):
-    return {**time_frequency(max_epochs), "n_samples": 300}
+    return {**time_frequency(max_epochs), "n_samples": 300, "device": "cpu"}  # the GPU is none
 """
 
 
@@ -58,7 +58,9 @@ def project(tmp_path_factory):
 @contextlib.contextmanager
 def cluster(**node):
     head = {"object_store_memory": 100 * 2**20, **node}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES")  # Ray counts those that it names
+        cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield cluster
     finally:

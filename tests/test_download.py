@@ -1,14 +1,17 @@
 """download_data.sh leaves the user's folders alone, and its own whole or not there."""
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
-from conftest import write_audio_mnist
+from conftest import write_audio_mnist, write_esc50
 
 
 @pytest.fixture
@@ -163,3 +166,95 @@ def test_interrupted_download_leaves_nothing(project, source, tmp_path, number):
     os.killpg(process.pid, number)
     process.communicate(timeout=50)
     assert process.returncode != 0 and os.listdir(tmp_path / "data") == []
+
+
+def test_recordings_that_are_unzipped_one_level_too_deep(project, source, tmp_path):
+    """They are found in the data folder, and in a folder that is named to be copied."""
+    outer = tmp_path / "AudioMNIST-master"
+    outer.mkdir()
+    source.rename(outer / "AudioMNIST-master")
+    copied = download(project, tmp_path / "copied", outer)
+    assert "audio_mnist: 3 clips of 1 s" in copied.stdout
+    assert (tmp_path / "copied" / "audio_mnist" / "data").is_dir()
+
+    data_dir = tmp_path / "moved"
+    data_dir.mkdir()
+    outer.rename(data_dir / "audio_mnist")
+    for _ in range(2):  # the second time there is a cache
+        moved = download(project, data_dir, "nowhere")
+        assert "audio_mnist: in" in moved.stdout and "audio_mnist: 3 clips of 1 s" in moved.stdout
+
+    deep = write_esc50(tmp_path / "deep" / "esc50" / "ESC-50" / "ESC-50")
+    result = download(project, tmp_path / "deep", deep, "esc50", check=False)
+    place = tmp_path / "deep" / "esc50" / "meta" / "esc50.csv"
+    assert result.returncode == 1 and f"so that there is {place}" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["https://example.org/ESC-50-master.zip", "local.zip"])
+def test_an_archive_is_to_be_unzipped(project, tmp_path, url):
+    message = "is a zip archive: unzip it and name the folder that it gives, ESC50_URL=FOLDER"
+    refused(project, tmp_path / "data", url, message, name="esc50")
+
+
+class CuttingProxy:
+    """Passes connections on to a port, and closes each after limit bytes of what comes back."""
+
+    def __init__(self, port):
+        self.port = port
+        self.limit = None
+        self.server = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            client, _ = self.server.accept()
+            upstream = socket.create_connection(("127.0.0.1", self.port))
+            threading.Thread(target=self.copy, args=(client, upstream, None), daemon=True).start()
+            back = (upstream, client, self.limit)
+            threading.Thread(target=self.copy, args=back, daemon=True).start()
+
+    def copy(self, origin, target, limit):
+        n_bytes = 0
+        with contextlib.suppress(OSError):
+            while chunk := origin.recv(4096):
+                n_bytes += len(chunk)
+                if limit is not None and n_bytes > limit:
+                    break
+                target.sendall(chunk)
+        for end in (origin, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_download_that_dies_half_way_can_be_done_again(project, source, tmp_path):
+    shutil.rmtree(source / ".git")
+    (source / "noise").write_bytes(os.urandom(100000))  # git would make little of the tones
+    git = ["git", "-C", source, "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "recordings"]):
+        subprocess.run([*git, *command], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    options = ["--listen=127.0.0.1", f"--port={port}", "--export-all", f"--base-path={tmp_path}"]
+    daemon = subprocess.Popen(["git", "daemon", "--reuseaddr", *options], start_new_session=True)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            time.sleep(0.05)
+        proxy = CuttingProxy(port)
+        url = f"git://127.0.0.1:{proxy.server.getsockname()[1]}/source"
+
+        proxy.limit = 20000  # bytes; the list of references is shorter
+        result = download(project, tmp_path / "data", url, check=False)
+        last = result.stderr.splitlines()[-1]
+        assert result.returncode == 1 and "the same command tries again" in last
+        assert "AUDIO_MNIST_URL=FOLDER sh download_data.sh audio_mnist" in last
+        assert os.listdir(tmp_path / "data") == []
+
+        proxy.limit = None
+        result = download(project, tmp_path / "data", url)
+        assert "audio_mnist: 3 clips of 1 s" in result.stdout
+    finally:
+        os.killpg(daemon.pid, signal.SIGKILL)
+        daemon.wait()

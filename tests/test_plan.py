@@ -47,8 +47,8 @@ def experiment(tmp_path):
 def arguments(**changes):
     """Arguments of main.py."""
     defaults = {"seed": 0, "num_samples": 1, "restart": False, "ray_address": None}
-    defaults |= {"cpus_per_trial": None, "gpus_per_trial": None, "data_dir": "data"}
-    defaults |= {"save_seconds": 10, "name": "pulses"}
+    defaults |= {"num_cpus": None, "cpus_per_trial": None, "gpus_per_trial": None}
+    defaults |= {"data_dir": "data", "save_seconds": 10, "name": "pulses"}
     return argparse.Namespace(**defaults | changes)
 
 
@@ -360,7 +360,7 @@ def train_trials(experiment, monkeypatch):
         old_plan, work = main.plan_work(experiment, SPACE, arguments(**changes))
         main.train_trials(experiment, old_plan, work, arguments(**changes))
 
-    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(cluster, "resources", lambda *wanted: {"cpu": 1})
     return run
 
@@ -526,7 +526,7 @@ def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
         written.append(len(state["history"]))
         now[0] += 1 / 64
 
-    def trained_slowly(config, data, report, state):
+    def trained_slowly(config, data, report, state, gpus):
         for epoch in range(1, 31):
             now[0] += 1 / 8
             row = {"training_iteration": epoch, "best_epoch": epoch}
