@@ -3,7 +3,7 @@ epochs.
 
 Edit a value, or add a function of your own and run it by its name; config.py says what every key
 means. Every value of a tune.grid_search is tried with every one of the others; tune.uniform,
-tune.choice and the like draw one per trial.
+tune.choice and the like draw one value per run and cell of the grid, which DMEL and baseline share.
 """
 
 from ray import tune
@@ -109,5 +109,5 @@ def audio_mnist_batch_norm(max_epochs):
 
 
 def audio_mnist_no_dropout(max_epochs):
-    """Does it without dropout, which makes the more noise the further its inputs are from 0?"""
+    """Does it without dropout, which adds more noise to inputs that are further from 0?"""
     return {**audio_mnist(max_epochs), "model_name": "mel_plain_linear_net"}
