@@ -54,11 +54,8 @@ OTHERS = {
     ".",
     "git",
 }  # programs whose flags are not ours
-FLAGS_OF_OTHERS = {
-    "--slow",
-    "--strict",
-    "--follow",
-}  # of run_tests.sh, and of mypy on the layer's page
+# Of run_tests.sh, of mypy on the layer's page, and of `ray start --num-cpus`.
+FLAGS_OF_OTHERS = {"--slow", "--strict", "--follow", "--num"}
 
 
 def blocks(page, language):
