@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 from conftest import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -249,10 +250,18 @@ def test_a_trial_is_tested_on_its_test_split(monkeypatch):
         | {"n_samples": 20, "trainable": True, "init_lambd": 6.38, "seed": 0}
     )
     net, _, _ = train.prepare(config)
-    monkeypatch.setattr(
-        train, "evaluate", lambda net, loss, data, indices, *_: (0, indices.tolist())
-    )
-    assert predict_test.accuracy_of(config, net.state_dict(), None) == [16, 17, 18, 19]
+    seen = []
+
+    def evaluate(net, loss_function, data, indices, batch_size):
+        seen.append((data.clips[indices], data.labels[indices], len(data.clips)))
+        return 0, 0.5
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    assert predict_test.accuracy_of(config, net.state_dict(), None) == 0.5
+    data = datasets.load(config)
+    [(clips, labels, n_clips)] = seen
+    assert torch.equal(clips, data.clips[16:]) and torch.equal(labels, data.labels[16:])
+    assert n_clips == 4  # no others go to the device
 
 
 def test_a_window_is_six_lambdas():
