@@ -105,8 +105,8 @@ def parse_arguments():
         "--rates_not_normalized",
         type=float,
         nargs="*",
-        default=[0.1, 0.03, 0.3],
-        help="the same with normalize_window=False (0.1 0.03 0.3)",
+        default=[0.1, 0.3, 1.0],
+        help="the same with normalize_window=False (0.1 0.3 1)",
     )
     parser.add_argument(
         "--n_signals", type=int, default=50, help="signals of each kind, 1 to 1000 (50)"

@@ -211,7 +211,7 @@ class Project:
             env=os.environ | {"DMEL_PYTHON": sys.executable} | changes,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         if check:
             output = result.stdout[-3000:] + result.stderr[-3000:]
