@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Added to a mel band before the logarithm.
+# Power, in the clips' unit squared, that is added to a mel band before the logarithm.
 LOG_FLOOR = 1e-10
 
 # Neighbouring mel filters: the bins that they touch, and weights, shape = (bins, filters).
@@ -90,15 +90,18 @@ def stft(frames: Tensor, w: Tensor, n_fft: int) -> Tensor:
 
 
 def power(S: Tensor) -> Tensor:
-    """Equation 3: P = |S|²."""
+    """Equation 3: P = |S|², the squares of real and imaginary part added."""
     squares = torch.view_as_real(S).square()
     return squares[..., 0] + squares[..., 1]
 
 
 def power_derivative(S: Tensor, dS: Tensor) -> Tensor:
-    """Equation 3: dP = 2 Re(conj(S) · dS)."""
+    """Equation 3: dP = 2 Re(conj(S) · dS), twice the products of the parts added."""
     products = torch.view_as_real(S) * torch.view_as_real(dS)
-    return 2 * (products[..., 0] + products[..., 1])
+    dP = products[..., 0] + products[..., 1]
+    # In place, since one more array of this size takes a few per cent longer.
+    dP *= 2
+    return dP
 
 
 def mel(P: Tensor, filters: list[FilterGroup]) -> Tensor:
