@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -26,6 +27,7 @@ import predict_test
 import search_spaces
 import train
 from config import InputError, check_space, draw, parse, plain
+from results import Experiment
 
 GB = 2**30
 V1_UNLIMITED = 2**63 - 4096  # what the kernel says where there is no limit
@@ -260,6 +262,94 @@ def test_a_trial_that_is_killed_for_memory_counts_as_one_that_died():
         RayActorManager._actor_task_failed(
             mock.MagicMock(), tracked_actor_task=task, exception=error
         )
+
+
+HUNGRY = """
+
+trained = train
+
+
+def train(*args, **kwargs):
+    marker = Path(__file__).with_name("was_hungry")
+    if not marker.exists():
+        marker.touch()
+        held = []
+        for _ in range(100):
+            held.append(b"x" * 10**8)
+            time.sleep(0.05)
+        raise RuntimeError("nothing ended it")
+    return trained(*args, **kwargs)
+"""
+
+
+def hungry_project(folder):
+    """A project whose first trial takes memory until something ends it, and then no trial does."""
+    project = Project(folder)
+    script = project.folder / "train.py"
+    script.write_text(f"from pathlib import Path\n{script.read_text()}{HUNGRY}")
+    return project
+
+
+def assert_hunger_cost_nothing(project, result):
+    """Asserts that a trial was killed, started again, and that all of them came to their end."""
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (project.folder / "was_hungry").exists()
+    experiment = Experiment(project.folder / "ray_results", "tiny")
+    states = dict(experiment.read_trials(experiment.trial_keys()))
+    assert [len(state["history"]) for state in states.values()] == [2] * 4
+    starts = (project.folder / "ray_results" / "tiny" / "ray").rglob("error.txt")
+    return "".join(path.read_text() for path in starts)
+
+
+@pytest.mark.slow
+def test_ray_s_memory_monitor_costs_a_start_of_one_trial(tmp_path):
+    project = hungry_project(tmp_path / "project")
+    memory = psutil.virtual_memory()
+    threshold = (memory.total - memory.available + 4 * GB) / memory.total
+    result = project.run(
+        "main.py",
+        "--name=tiny",
+        "--max_epochs=2",
+        "--num_cpus=1",
+        RAY_memory_usage_threshold=threshold,
+        RAY_memory_monitor_refresh_ms=100,
+        check=False,
+    )
+    reasons = assert_hunger_cost_nothing(project, result)
+    assert "killed as memory ran out" in reasons and "--cpus_per_trial" in reasons
+
+
+@pytest.fixture
+def limited_memory():
+    """A control group of 3 GB, in which a command runs that is written behind it."""
+    top = Path("/sys/fs/cgroup/memory")
+    if not top.exists():
+        top = Path("/sys/fs/cgroup")
+    group = top / f"dmel-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        limit = group / "memory.max"
+        if not limit.exists():
+            limit = group / "memory.limit_in_bytes"
+        limit.write_text(str(3 * GB))
+    except OSError:
+        pytest.skip("needs root and a control group that it may make")
+    yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
+    group.rmdir()
+
+
+@pytest.mark.slow
+def test_a_limit_on_memory_costs_a_start_of_one_trial(tmp_path, limited_memory):
+    """As in a container or a batch job, where the system itself kills what takes too much."""
+    project = hungry_project(tmp_path / "project")
+    result = subprocess.run(
+        [*limited_memory, sys.executable, "main.py", "--name=tiny", "--max_epochs=2"],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert_hunger_cost_nothing(project, result)
+    assert ", 1 trials at a time" in result.stdout
 
 
 # GPUs
