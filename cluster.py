@@ -398,7 +398,9 @@ class Console(tune.Callback):
 
         # A trial that runs counts as the part of a usual one that it has done.
         budgets = [trial.config["config"]["max_epochs"] for trial in trials]
-        usual = statistics.mean(ended or budgets or [1])
+        usual = max(
+            1, statistics.mean(ended or budgets or [1])
+        )  # a trial may fail in its first epoch
         done = len(ended)
         for n, state in zip(epochs, states, strict=True):
             if state == "RUNNING":

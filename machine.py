@@ -1,12 +1,15 @@
 """What this process may use of its machine: CPUs and memory, as containers and batch jobs limit
-them, and GPUs.
+them, and GPUs; and what a container may lack.
 
 Ray, psutil and joblib know a container's limits, but not those of a group of processes within a
 machine's tree, as Slurm and systemd set them.
 """
 
+import getpass
 import math
+import os
 import re
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -83,6 +86,18 @@ def read(path):
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def let_torch_compile():
+    """Lets torch's compiler be loaded, as its optimizers do, by a user without a name too.
+
+    The compiler names a folder after the user, whom a container may know by number alone.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        folder = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 # GPUs

@@ -142,6 +142,7 @@ def prepare(config):
 
 def make_optimizer(net, config):
     """The optimizer with two groups: λ at its own learning rate, all other weights."""
+    machine.let_torch_compile()
     groups = dmel.parameter_groups(net, lr_lambd=config.lr_tf)
     optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer_name]
     return optimizer(groups, lr=config.lr_model, fused=True)

@@ -352,6 +352,48 @@ def test_a_limit_on_memory_costs_a_start_of_one_trial(tmp_path, limited_memory):
     assert ", 1 trials at a time" in result.stdout
 
 
+# Users
+
+
+WITHOUT_A_NAME = """
+import os
+
+os.getuid = lambda: 2**31 - 3
+
+import datasets
+import search_spaces
+import train
+from config import parse
+
+space = search_spaces.time_frequency(1) | {"n_samples": 60, "init_lambd": 6.38, "seed": 0}
+config = parse(space | {"trainable": True})
+train.train(config, datasets.load(config), lambda row, _: print(row["training_iteration"]))
+"""
+
+
+def test_a_user_without_a_name_trains(tmp_path):
+    """As in a container that is started with a user of its own number: torch asks for the name."""
+    command = [sys.executable, "-c", WITHOUT_A_NAME]
+    environment = {"TMPDIR": str(tmp_path), "HOME": "/"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout == "1\n", result.stderr
+
+
+# Trials that fail at once
+
+
+def test_the_console_outlives_a_trial_that_fails_in_its_first_epoch():
+    trials = []
+    for status in ("ERROR", "RUNNING"):
+        trial = mock.MagicMock(status=status, last_result={}, config={"config": {"max_epochs": 9}})
+        trial.is_finished.return_value = status == "ERROR"
+        trials.append(trial)
+    console = cluster.Console("tiny", 2, seconds=1000)
+    console.due = float("inf")
+    console.on_step_end(1, trials)
+    assert list(console.states.values()) == ["ERROR", "RUNNING"]
+
+
 # GPUs
 
 
