@@ -20,6 +20,7 @@ from recordings import (
     load_recordings,
     pad_around,
     pad_at_end,
+    read_esc50_classes,
 )
 
 PULSES_CLASSES = 3  # of time_frequency
@@ -44,6 +45,7 @@ class Dataset(NamedTuple):
     fit: Any  # function: clip, n_points -> clip of exactly n_points samples
     splits: dict  # by name, the default first: the groups of each part, or None for random
     n_recordings: int | None = None  # of the complete dataset
+    read_classes: Any = None  # function: folder -> names of classes by label; None: numbers
 
 
 DATASETS = {
@@ -64,6 +66,7 @@ DATASETS = {
         fit=pad_at_end,
         splits={"random": None, "folds": ESC50_FOLDS},
         n_recordings=2000,
+        read_classes=read_esc50_classes,
     ),
 }
 
@@ -111,10 +114,25 @@ def load(config, recordings: Recordings | None = None):
 
     if config.dataset_name == "time_frequency":
         clips, labels = draw_pulses(config)
-        parts = split_in_order(len(clips))
     else:
-        clips, labels, groups, _ = recordings
-        parts = split_recordings(config, groups)
+        clips = recordings.clips
+        labels = recordings.labels
+    splits = split_clips(config, recordings)
+
+    # Arrays out of a cache file or Ray's object store are read-only, and only read.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
+
+
+def split_clips(config, recordings: Recordings | None = None):
+    """Indices of the clips of each part, int64 tensors by its name: the splits of a trial's Data.
+
+    Raises InputError where a part is empty.
+    """
+    if config.dataset_name == "time_frequency":
+        parts = split_in_order(config.n_samples)
+    else:
+        parts = split_recordings(config, recordings.groups)
 
     splits = dict(zip(PARTS, parts, strict=True))
     for part, indices in splits.items():
@@ -123,10 +141,7 @@ def load(config, recordings: Recordings | None = None):
                 f"{config.dataset_name}: the {part} split is empty, there are too few recordings: "
                 "complete the dataset."
             )
-
-    # Arrays out of a cache file or Ray's object store are read-only, and only read.
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    return Data(torch.from_numpy(clips), torch.from_numpy(labels), splits)
+    return splits
 
 
 def split_in_order(n_clips):
@@ -177,6 +192,28 @@ def recordings_of(config, data_dir):
         sample_rate=config.resample_rate,
         n_points=config.n_points,
     )
+
+
+def n_classes(config):
+    """The number of classes that a Config's network tells apart."""
+    if config.dataset_name in DATASETS:
+        return DATASETS[config.dataset_name].n_classes
+    return PULSES_CLASSES
+
+
+def class_names(config, data_dir):
+    """Names of a Config's classes, by label, all different.
+
+    They are numbers where the dataset's folder has no names. data_dir: see find_folder.
+    """
+    numbers = [str(label) for label in range(n_classes(config))]
+    dataset = DATASETS.get(config.dataset_name)
+    if dataset is None or dataset.read_classes is None:
+        return numbers
+
+    found = dataset.read_classes(find_folder(config.dataset_name, data_dir))
+    names = [found.get(label, number) for label, number in enumerate(numbers)]
+    return names if len(set(names)) == len(names) else numbers
 
 
 def find_folder(name, data_dir):

@@ -17,7 +17,7 @@ import torchaudio
 from torch import nn
 
 from config import InputError, hash_of_file, require
-from datasets import DATASETS, PULSES_CLASSES
+from datasets import n_classes
 from dmel import DMEL, DifferentiableSpectrogram
 
 DROPOUT = 0.2
@@ -213,11 +213,20 @@ def build(config):
     spectrogram_layer.lambd.requires_grad_(config.trainable)
     frames = config.n_points // config.hop_length + 1
 
-    n_classes = PULSES_CLASSES
-    if config.dataset_name in DATASETS:
-        n_classes = DATASETS[config.dataset_name].n_classes
-    net = SpectrogramNet(spectrogram_layer, head(frames, bands, n_classes, config), config.bf16)
-    return net, loss_function
+    classifier = head(frames, bands, n_classes(config), config)
+    return SpectrogramNet(spectrogram_layer, classifier, config.bf16), loss_function
+
+
+def probabilities(config, logits):
+    """Probabilities of the classes as the loss of the config's network means its logits.
+
+    Shapes: (batch, n_classes). They add up to 1, but for networks of one_hot_cross_entropy, which
+    give each class one of its own.
+    """
+    _, _, loss_function = MODELS[config.model_name]
+    if loss_function is one_hot_cross_entropy:
+        return logits.sigmoid()
+    return logits.softmax(dim=1)
 
 
 class Dropout(nn.Dropout):

@@ -4,30 +4,42 @@
 
 Writes RAY_RESULTS_DIR/NAME/NAME.csv, one row per trial that belongs to the experiment: what it
 reported last, config/<key> for every key of its config, logdir, trial_id, and test_accuracy (0..1);
-and beside it epochs.csv, for the figures.
+and beside it epochs.csv, for the figures, and predictions.csv, what each of these networks takes
+each test clip for. Trials that were tested since they were trained are not tested again.
 """
 
 import argparse
+import io
 import json
 import re
 import shlex
 import sys
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
 
 import datasets
+import summary
 from config import InputError, run
 from results import (
     EPOCHS,
+    PREDICTIONS,
     RECORD,
     TABLE,
     Experiment,
-    Storage,
+    LastEpoch,
     check_recordings,
+    content_of_trial,
     data_of,
+    predictions_version,
+    scripts,
     scripts_version,
 )
+from trained import network_of, rank
+
+LICENCES = ("LICENSE", "LICENCE", "COPYING")  # how the name of a dataset's licence begins
+MAX_KEPT_MIB = 2  # of a network that --keep copies
 
 
 def main():
@@ -44,7 +56,9 @@ def main():
     )
     parser.add_argument("--dataset_name", required=True, help="the experiment: --name of main.py")
     parser.add_argument(
-        "--keep", metavar="DIR", help="folder to copy what tables and figures need to, as DIR/NAME"
+        "--keep",
+        metavar="DIR",
+        help="folder to copy what tables and figures need to, as DIR/NAME, and two small networks",
     )
     args = parser.parse_args()
 
@@ -56,43 +70,74 @@ def main():
         raise InputError(
             f"no experiment in {experiment.address}: train it with main.py --name={name}."
         )
+    kept = None
+    if args.keep:
+        kept = Experiment(args.keep, name)
+        check_kept(kept)
 
     with experiment.alone():
-        trial_rows, epoch_rows = test_trials(experiment, configs, args.data_base_dir)
-        tell_missing(experiment, configs, len(trial_rows))
-        if not trial_rows:
+        tested = test_trials(experiment, configs, args.data_base_dir)
+        tell_missing(experiment, configs, len(tested.trials))
+        if not tested.trials:
             raise InputError(
                 f"no finished trial in {experiment.address}: run main.py --name={name} to its end."
             )
-        table = pd.DataFrame(trial_rows)
-        epochs = pd.DataFrame(epoch_rows).to_csv(index=False, float_format="%.5g")
-        experiment.storage.write(EPOCHS.format(name), epochs)
-        experiment.storage.write(TABLE.format(name), table.to_csv())
-    print(f"{name}: {len(table)} trials tested, in {experiment.address}/{name}.csv")
+        table = pd.DataFrame(tested.trials)
+        epochs = pd.DataFrame(tested.epochs).to_csv(index=False, float_format="%.5g")
+        predictions = pd.DataFrame(tested.predictions, columns=summary.PREDICTION_COLUMNS)
 
-    if args.keep:
-        kept = Storage(args.keep)
-        kept.write(EPOCHS.format(name), epochs)
-        kept.write(TABLE.format(name), table.drop(columns="logdir").to_csv())
-        kept.write(RECORD.format(name), json.dumps(reduced(plan), indent=2) + "\n")
-        print(f"{name}: kept in {kept.address}/{name}")
+        # Each row of the table tells the predictions that it goes with, so the table is last: what
+        # an interruption leaves of another test is not taken for its own.
+        experiment.storage.write(EPOCHS.format(name), epochs)
+        experiment.storage.write(PREDICTIONS.format(name), predictions.to_csv(index=False))
+        experiment.storage.write(TABLE.format(name), table.to_csv())
+        n_tested = len(table) - tested.n_before
+        print(
+            f"{name}: {n_tested} trials tested, {tested.n_before} tested before, in "
+            f"{experiment.address}/{name}.csv"
+        )
+        if kept is not None:
+            keep_tables(kept, plan, table, epochs)
+            keep_networks(kept, experiment, table, args.data_base_dir)
+
+
+class Tested(NamedTuple):
+    """What is known of the finished trials of an experiment once they are tested."""
+
+    trials: list  # rows of NAME.csv, one per trial
+    epochs: list  # rows of epochs.csv, one per epoch of each
+    predictions: list  # rows of predictions.csv, one per test clip of each
+    n_before: int  # trials that had been tested since they were trained
 
 
 def test_trials(experiment, configs, data_dir):
-    """Rows of NAME.csv, one per finished trial, and of epochs.csv, one per epoch of each."""
+    """The Tested trials; those that were tested since they were trained are not tested again."""
     any_config = next(iter(configs.values()))  # all of them work on the same recordings
     recordings = datasets.recordings_of(any_config, data_dir)
     data = data_of(recordings)
+    classes = datasets.class_names(any_config, data_dir)
+    version = scripts_version(scripts())
+    before = read_tested(experiment, version)
+    n_before = 0
     trial_rows = []
     epoch_rows = []
+    prediction_rows = []
 
     states = experiment.read_trials(configs)
     for key, state in tqdm(states, f"testing {experiment.name}", len(configs), unit="trial"):
-        if not configs[key].is_finished(state["history"][-1]):
+        config = configs[key]
+        last_row = state["history"][-1]
+        if not config.is_finished(last_row):
             continue
         check_recordings(experiment.name, [state["data"]], data)
-        accuracy = accuracy_of(configs[key], state["best_net"], recordings)
-        if accuracy is None:
+
+        predictions = None
+        if key in before and is_still_right(*before[key], last_row, config, recordings, classes):
+            _, predictions = before[key]
+            n_before += 1
+        else:
+            predictions = predict(config, state["best_net"], recordings, classes)
+        if predictions is None:
             print(
                 f"warning: {experiment.name}/trials/{key}.pt holds no network of its config: "
                 "left out",
@@ -101,7 +146,7 @@ def test_trials(experiment, configs, data_dir):
             continue
 
         number = len(trial_rows)
-        trial_rows.append(row_of(key, state, accuracy))
+        trial_rows.append(row_of(key, state, predictions, version))
         for row in state["history"]:
             epoch_rows.append(
                 {
@@ -111,11 +156,12 @@ def test_trials(experiment, configs, data_dir):
                     "seconds": row["time_this_iter_s"],
                 }
             )
-    return trial_rows, epoch_rows
+        prediction_rows.extend([key, *row] for row in predictions)
+    return Tested(trial_rows, epoch_rows, prediction_rows, n_before)
 
 
-def row_of(key, state, accuracy):
-    """A trial's row of NAME.csv."""
+def row_of(key, state, predictions, version):
+    """A trial's row of NAME.csv; version: of the scripts that tested it."""
     row = dict(state["history"][-1])
     row["time_total_s"] = sum(epoch["time_this_iter_s"] for epoch in state["history"])
     row["trial_id"] = key
@@ -123,30 +169,50 @@ def row_of(key, state, accuracy):
         row["recordings"] = state["data"]["clips"]
     row["logdir"] = state["logdir"]
     row["scripts"] = "+".join(scripts_version(hashes) for hashes in state["scripts"])
+    row["tested_by"] = version
+    row["predictions"] = predictions_version(predictions)
     for name, value in state["config"]:
         row[f"config/{name}"] = value
-    row["test_accuracy"] = accuracy
+    row["test_accuracy"] = accuracy_of(predictions)
     return row
 
 
-def accuracy_of(config, weights, recordings):
-    """Accuracy (0..1) of a network with these weights on its test split.
+# Predictions: rows [recording, label, predicted, probability], as text
 
-    None where the weights do not fit the config.
+
+def predict(config, weights, recordings, classes):
+    """What a network with these weights takes each clip of its test split for.
+
+    None where the weights do not fit the config. classes: names by label.
     """
-    import train  # not for --help: torch takes seconds
+    import torch  # not for --help: it takes seconds
 
-    # The published weights are not read once more: the trained ones take their place.
-    config = config.model_copy(update={"pretrained": False})
-    net, loss_function, device = train.prepare(config)
-    try:
-        net.load_state_dict(weights)
-    except (AttributeError, TypeError, RuntimeError):
+    import models
+    import train
+
+    net = network_of(config, weights, train.prepare)
+    if net is None:
         return None
-
+    device = net.spectrogram_layer.lambd.device
     data = only_test(datasets.load(config, recordings)).to(device)
-    _, accuracy = train.evaluate(net, loss_function, data, data.splits["test"], config.batch_size)
-    return accuracy
+
+    predicted = []
+    probabilities = []
+    with torch.no_grad():
+        for batch in data.splits["test"].split(config.batch_size):
+            logits, _ = net(data.clips.index_select(0, batch))
+            labels = logits.argmax(dim=1)
+            of_labels = models.probabilities(config, logits).gather(1, labels[:, None])
+            predicted += labels.tolist()
+            probabilities += of_labels.flatten().tolist()
+
+    names = test_names(config, recordings)
+    rows = []
+    for name, label, guess, probability in zip(
+        names, data.labels.tolist(), predicted, probabilities, strict=True
+    ):
+        rows.append([name, classes[label], classes[guess], f"{probability:.4g}"])
+    return rows
 
 
 def only_test(data):
@@ -156,6 +222,63 @@ def only_test(data):
     indices = data.splits["test"]
     splits = {"test": torch.arange(len(indices))}
     return datasets.Data(data.clips[indices], data.labels[indices], splits)
+
+
+def test_names(config, recordings):
+    """Names of the clips of a test split: files of recordings, indices of what is drawn."""
+    indices = datasets.split_clips(config, recordings)["test"].tolist()
+    if recordings is None:
+        return [str(index) for index in indices]
+    return recordings.files[indices].tolist()
+
+
+def accuracy_of(predictions):
+    """Share (0..1) of the clips whose class is the predicted one; names of classes are unique."""
+    n_correct = sum(label == predicted for _, label, predicted, _ in predictions)
+    return n_correct / len(predictions)
+
+
+def read_tested(experiment, version):
+    """(LastEpoch, predictions) of each trial as it was tested last, by key.
+
+    Those are left out that other scripts than this version tested, and those whose predictions are
+    missing or not those of their row of NAME.csv.
+    """
+    tested = {}
+    try:
+        content = experiment.storage.read(TABLE.format(experiment.name)) or b""
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        predictions = summary.read_predictions(experiment.storage, experiment.name)
+        for row in table.to_dict("records"):
+            rows = predictions.get(row["trial_id"], [])
+            if row["tested_by"] == version and row["predictions"] == predictions_version(rows):
+                last_epoch = LastEpoch(
+                    training_iteration=int(row["training_iteration"]),
+                    valid_loss=float(row["valid_loss"]),
+                )
+                tested[row["trial_id"]] = (last_epoch, rows)
+    except (ValueError, KeyError):  # there is no table, or a damaged one, or one of earlier scripts
+        return {}
+    return tested
+
+
+def is_still_right(last_epoch, predictions, row, config, recordings, classes):
+    """Whether a trial's predictions are those of its network and its clips as they are now.
+
+    last_epoch: when it was tested. row: of its last epoch.
+    """
+    now = LastEpoch(training_iteration=row["training_iteration"], valid_loss=row["valid_loss"])
+    if last_epoch != now:
+        return False
+
+    # The same recordings may have other names now, and so may their classes.
+    if [name for name, *_ in predictions] != test_names(config, recordings):
+        return False
+    if recordings is None:
+        return True
+    indices = datasets.split_clips(config, recordings)["test"].numpy()
+    labels = [classes[label] for label in recordings.labels[indices]]
+    return [label for _, label, *_ in predictions] == labels
 
 
 def tell_missing(experiment, configs, n_tested):
@@ -170,6 +293,79 @@ def tell_missing(experiment, configs, n_tested):
     n_aside = len(set(experiment.trial_keys()) - configs.keys())
     if n_aside:
         print(f"{name}: {n_aside} trials that are not of its search space now stay aside")
+
+
+# What --keep copies
+
+
+def check_kept(kept):
+    """Raises InputError where the folder to keep an Experiment in holds something else."""
+    if kept.storage.list(kept.name) and not kept.is_kept():
+        raise InputError(
+            f"--keep: {kept.address} is there, and not what --keep made: name another folder."
+        )
+
+
+def keep_tables(kept, plan, table, epochs):
+    """Copies what tables and figures need, predictions left out; kept: an Experiment."""
+    name = kept.name
+    kept.storage.write(RECORD.format(name), json.dumps(reduced(plan), indent=2) + "\n")
+    kept.storage.write(EPOCHS.format(name), epochs)
+    table = table.drop(columns=["logdir", "predictions"])
+    kept.storage.write(TABLE.format(name), table.to_csv())
+    print(f"{name}: kept in {kept.address}")
+
+
+def keep_networks(kept, experiment, table, data_dir):
+    """Copies the networks of the best trial with a trained window and of the best without.
+
+    Those that were kept before go. A line tells where none is kept, or not both.
+    """
+    contents = {}
+    reason = ""
+    for trainable in (True, False):
+        rows = table[table["config/trainable"] == trainable].to_dict("records")
+        if not rows:
+            continue
+        key = max(rows, key=rank)["trial_id"]
+        state = experiment.read_trial(key)
+        config = state["config"]
+        if not has_licence(config, data_dir):
+            folder = datasets.find_folder(config.dataset_name, data_dir)
+            reason = f"there is no file {', '.join(LICENCES)} of the recordings in '{folder}'"
+            continue
+
+        needed = {
+            name: state[name] for name in ("config", "history", "best_net", "data", "scripts")
+        }
+        needed["classes"] = datasets.class_names(config, data_dir)
+        content = content_of_trial(needed)
+        n_mib = len(content) / 2**20
+        if n_mib > MAX_KEPT_MIB:
+            reason = f"that of trial {key} takes {n_mib:.1f} MiB, and {MAX_KEPT_MIB} are the most"
+            continue
+        contents[key] = content
+
+    name = kept.name
+    for key in set(kept.trial_keys()) - contents.keys():
+        kept.storage.remove(f"{name}/trials/{key}.pt")
+    for key, content in contents.items():
+        kept.storage.write(f"{name}/trials/{key}.pt", content)
+    if contents:
+        print(f"{name}: networks kept of {', '.join(contents)}")
+    if reason:
+        print(f"{name}: {'one' if contents else 'no'} network is kept: {reason}")
+
+
+def has_licence(config, data_dir):
+    """Whether a network may be passed on: its recordings come with a licence, or it has none."""
+    if config.dataset_name not in datasets.DATASETS:
+        return True
+    folder = datasets.find_folder(config.dataset_name, data_dir)
+    if not folder.is_dir():
+        return False
+    files = [path.name.upper() for path in folder.iterdir() if path.is_file()]
+    return any(name.startswith(LICENCES) for name in files)
 
 
 def reduced(plan):

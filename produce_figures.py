@@ -11,6 +11,7 @@ import argparse
 import ast
 import contextlib
 import io
+from collections import Counter
 from pathlib import Path
 
 import matplotlib.style
@@ -20,12 +21,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import datasets
 from config import Config, InputError, parse, run
-from results import Storage
-from summary import SEARCHED_WINDOWS, Interval, cells, read_all, read_costs
+from results import Storage, predictions_version
+from summary import SEARCHED_WINDOWS, Interval, cells, read_all, read_costs, read_predictions
 
 WIDTH = 7.2  # inches: of a text page, and readable in a README
 LOG_RANGE = 12  # of a log-Mel picture, down from its largest value
 MEL_TICKS = (500, 1000, 2000, 4000, 8000)  # Hz
+FEW_CLASSES = 12  # up to so many, a confusion matrix has its numbers in it
 PULSES = ("one pulse", "two, apart in time", "two, apart in frequency")  # classes, by label
 
 
@@ -344,6 +346,86 @@ def convergence(experiments, args):
     return figure
 
 
+# Confusions
+
+
+def confusion(experiments, args):
+    """What the clips of each class are taken for, by DMEL and by the baseline, over all trials.
+
+    Of the first experiment shown that has predictions. A row, the clips of a class, is 100 %.
+    """
+    counts = {}
+    for results in experiments.values():
+        counts = count_predictions(results, Storage(args.ray_results_dir))
+        if counts:
+            break
+    if not counts:
+        raise InputError("no experiment shown here has predictions: run predict_test.py.")
+
+    classes = set()
+    for pairs, _ in counts.values():
+        classes |= {name for pair in pairs for name in pair}
+    classes = sorted(classes, key=place_of_class)
+    few = len(classes) <= FEW_CLASSES
+    side = 3.0 if few else 0.13 * len(classes)
+    size = 8 if few else 6
+
+    figure = Figure(figsize=(side * len(counts) + 1.2, side + 0.8))
+    axes = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
+    for axis, (method, (pairs, n_trials)) in zip(axes, counts.items(), strict=True):
+        shares = np.array([[pairs[label, guess] for guess in classes] for label in classes], float)
+        shares *= 100 / np.maximum(shares.sum(axis=1, keepdims=True), 1)
+        image = axis.imshow(shares, vmin=0, vmax=100, origin="upper", aspect="equal")
+        if few:
+            write_shares(axis, shares)
+        axis.set(title=f"{results.name}, {method}: {n_trials} trials", xlabel="taken for")
+        turned = 0 if few and max(map(len, classes)) <= 2 else 90
+        axis.set_xticks(range(len(classes)), classes, fontsize=size, rotation=turned)
+        axis.set_yticks(range(len(classes)), classes, fontsize=size)
+    axes[0].set_ylabel("class")
+    figure.colorbar(image, ax=axes, label="% of the clips of a class", shrink=0.8)
+    return figure
+
+
+def place_of_class(name):
+    """What orders classes: numbers by their value, then names by the alphabet."""
+    if name.isdecimal():
+        return 0, int(name), ""
+    return 1, 0, name
+
+
+def count_predictions(results, storage):
+    """How often a class is taken for another in Results: a Counter and its trials, by method.
+
+    A Counter's keys are (class, predicted class). It is of all trials, but for those whose
+    predictions are not there.
+    """
+    counts = {}
+    if "predictions" not in results.trials:
+        return counts
+    predictions = read_predictions(storage, results.name)
+    for _, trial in results.trials.sort_values("config/trainable", ascending=False).iterrows():
+        rows = predictions.get(trial["trial_id"])
+        if rows and predictions_version(rows) == trial["predictions"]:
+            pairs, n_trials = counts.get(trial["method"], (Counter(), 0))
+            pairs.update((label, guess) for _, label, guess, _ in rows)
+            counts[trial["method"]] = (pairs, n_trials + 1)
+    return counts
+
+
+def write_shares(axis, shares):
+    """Writes percentages, shape = (classes, predicted classes), into their fields; zeros are left.
+
+    They are dark on light fields and light on dark ones.
+    """
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:
+            color = "black" if share > 50 else "white"
+            axis.text(
+                column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color
+            )
+
+
 # Cost
 
 
@@ -401,6 +483,7 @@ FIGURES = {
     "data_example": data_example,
     "accuracy": accuracy,
     "convergence": convergence,
+    "confusion": confusion,
     "time_complexity": time_complexity,
     "before_after": before_after,
 }

@@ -35,6 +35,7 @@ class Recordings(NamedTuple):
     labels: np.ndarray  # (n,) int64
     groups: np.ndarray  # (n,) int64: speaker of audio_mnist, fold of esc50
     identity: str = ""  # see identity_of
+    files: np.ndarray = np.array([], str)  # (n,) relative to the dataset's folder
 
 
 class Source(NamedTuple):
@@ -192,6 +193,28 @@ def read_esc50_table(table):
     return list(rows.values())
 
 
+def read_esc50_classes(folder):
+    """Names of classes by target, from the column category of a folder's meta/esc50.csv.
+
+    There are none where that cannot be read, or gives a target no name or several.
+    """
+    table = folder / "meta" / "esc50.csv"
+    if not table.is_file():
+        return {}
+
+    names = {}
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            for entry in csv.DictReader(file, restval="", strict=True):
+                target = int(entry["target"])
+                name = entry["category"].strip()
+                if not name or names.setdefault(target, name) != name:
+                    return {}
+    except (OSError, ValueError, KeyError, csv.Error):
+        return {}
+    return names
+
+
 def warn_of(files, message):
     """Prints a warning that counts the files and shows the first; hidden ones are passed over."""
     visible = sorted(file for file in files if "/." not in file)
@@ -304,7 +327,8 @@ def read_cache(cache, settings, sources):
 
     labels = np.array([source.label for source in cached_sources], np.int64)
     groups = np.array([source.group for source in cached_sources], np.int64)
-    return Recordings(clips, labels, groups, identity_of(cached_sources))
+    files = np.array([source.file for source in cached_sources], str)
+    return Recordings(clips, labels, groups, identity_of(cached_sources), files)
 
 
 def read_index(cache, settings):

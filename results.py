@@ -34,6 +34,7 @@ SCRIPTS = ("dmel.py", "models.py", "train.py", "datasets.py", "recordings.py")  
 RECORD = "{0}/experiment.json"
 TABLE = "{0}/{0}.csv"
 EPOCHS = "{0}/epochs.csv"
+PREDICTIONS = "{0}/predictions.csv"
 
 MOVED_ASIDE = r"\.\d{8}-\d{6}$"  # end of the name of an experiment that --restart moved
 
@@ -77,6 +78,10 @@ class Storage:
         open_file = whole_file if self.is_local else self.filesystem.open_output_stream
         with open_file(f"{self.root}/{name}") as file:
             file.write(content)
+
+    def remove(self, name):
+        """Removes a file."""
+        self.filesystem.delete_file(f"{self.root}/{name}")
 
     def list(self, name=""):
         """Names of what a folder holds, hidden files left out."""
@@ -173,6 +178,15 @@ class Experiment:
                 f"{path} is damaged: restore it, or start anew with main.py --restart."
             ) from None
 
+    def is_kept(self):
+        """Whether it is of predict_test.py --keep, where no plan says which trials belong."""
+        content = self.storage.read(RECORD.format(self.name))
+        try:
+            record = json.loads(content or "")
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(record, dict) and not {"batches", "n_trials"}.isdisjoint(record)
+
     def write_plan(self, plan):
         self.storage.write(RECORD.format(self.name), json.dumps(plan.model_dump(), indent=2) + "\n")
 
@@ -246,11 +260,16 @@ class Experiment:
 
     def write_trial(self, key, state):
         """Replaces a trial's file; state: tensors and plain values, and its Config as config."""
-        import torch
+        self.storage.write(f"{self.name}/trials/{key}.pt", content_of_trial(state))
 
-        content = io.BytesIO()
-        torch.save(state | {"config": state["config"].model_dump()}, content)
-        self.storage.write(f"{self.name}/trials/{key}.pt", content.getbuffer())
+
+def content_of_trial(state):
+    """The bytes of a trial's file; state: see Experiment.write_trial."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save(state | {"config": state["config"].model_dump()}, content)
+    return content.getbuffer()
 
 
 def data_of(recordings):
@@ -294,6 +313,14 @@ def scripts():
 def scripts_version(hashes):
     """A short name for a version of the scripts; hashes: of scripts()."""
     return digest(hashes)[:12]
+
+
+def predictions_version(rows):
+    """A short name for a trial's predictions; rows: of predictions.csv, as text, without its key.
+
+    It ties them to the trial's row of NAME.csv, which tells it.
+    """
+    return digest(rows)[:12]
 
 
 def provenance():

@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from scipy.special import stdtrit
 
 from config import NO_IDENTITY, Config, InputError, first_line
-from results import EPOCHS, MOVED_ASIDE, RECORD, TABLE
+from results import EPOCHS, MOVED_ASIDE, PREDICTIONS, RECORD, TABLE
 
 WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
@@ -55,6 +55,7 @@ SOMETIMES = {  # of recordings, and of pulses
     "config/resample_rate": (1, 1e9),
     "config/sigma_ref": (1e-9, 1e9),
 }
+PREDICTION_COLUMNS = ["trial_id", "recording", "label", "predicted", "probability"]
 EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": (-1e9, 1e9), "seconds": (0, 1e9)}
 
 
@@ -368,7 +369,9 @@ def parse_trials(content):
     Their columns: those of the file, method, unit (the window of λ = 1, in ms or samples), window
     (the trained one) and accuracy (percent).
     """
-    trials = parse_table(content, COLUMNS, SOMETIMES, index_col=0, dtype={"config/trainable": bool})
+    # Hexadecimal digits may all be decimal ones, and are no number.
+    dtype = {"config/trainable": bool, "trial_id": str, "predictions": str}
+    trials = parse_table(content, COLUMNS, SOMETIMES, index_col=0, dtype=dtype)
     wrong = trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
     wrong |= trials.index.duplicated()
     apart = [
@@ -415,6 +418,26 @@ def parse_epochs(content, name, trials):
             "lambds": by_trial["lambd"].agg(list),
         }
     )
+
+
+def read_predictions(storage, name):
+    """What predictions.csv says of each trial, by its key; nothing where there is no file.
+
+    That is a row for each clip: recording, label, predicted and probability, as text.
+    """
+    return read(storage, PREDICTIONS.format(name), parse_predictions) or {}
+
+
+def parse_predictions(content):
+    """See read_predictions."""
+    table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    if list(table.columns) != PREDICTION_COLUMNS or not content.endswith(b"\n"):
+        raise ValueError(f"it is cut off, or has other columns than {PREDICTION_COLUMNS}")
+
+    predictions = {}
+    for key, rows in table.groupby("trial_id", sort=False):
+        predictions[key] = rows[PREDICTION_COLUMNS[1:]].to_numpy().tolist()
+    return predictions
 
 
 def parse_table(content, columns, sometimes=None, **options):

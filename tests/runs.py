@@ -14,7 +14,7 @@ import torch
 
 import datasets
 import train
-from results import Experiment
+from results import Experiment, Plan, data_of, scripts
 
 
 class Run:
@@ -91,3 +91,24 @@ def is_training(process):
     """Whether a process is one in which trials train."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return "ImplicitFunc" in " ".join(process.cmdline())
+
+
+def write_trained(results_dir, name, configs, recordings=None, **changes):
+    """An experiment as main.py leaves it, of Configs, all trained here; returns it.
+
+    changes: other values for the last rows of all histories.
+    """
+    experiment = Experiment(results_dir, name)
+    trials = {config.key: config.model_dump() for config in configs}
+    start = {"seeds": [0], "n_trials": len(trials), "command": f"python main.py --name={name}"}
+    experiment.write_plan(Plan(seeds=[0], trials=trials, starts=[start]))
+    for config in configs:
+        write_trial(experiment, config, trained(config, recordings), recordings, **changes)
+    return experiment
+
+
+def write_trial(experiment, config, state, recordings=None, **changes):
+    """Writes the file of a trial as main.py does; changes: other values for the last row."""
+    state["history"][-1] |= changes
+    about = {"data": data_of(recordings), "scripts": [scripts()], "logdir": "log"}
+    experiment.write_trial(config.key, {**state, **about, "config": config})

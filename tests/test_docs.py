@@ -37,6 +37,7 @@ PYTHON, SHELL = list(ROOT.glob("*.py")), list(ROOT.glob("*.sh"))
 SCRIPTS = (
     "main",
     "predict_test",
+    "classify",
     "produce_tables",
     "produce_figures",
     "convergence_rate",

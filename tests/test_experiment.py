@@ -73,8 +73,11 @@ def test_grid_is_trained_tested_and_tabulated(project, tmp_path):
     assert [float(percent) for _, _, percent in rows] == pytest.approx(expected, abs=0.051)
 
     # Tables and figures follow from what is kept, and nothing there tells of this machine.
-    kept = "".join(path.read_text() for path in (project.folder / "results" / "tiny").iterdir())
-    assert str(project.folder) not in kept and "main.py --name=tiny --max_epochs=2" in kept
+    folder = project.folder / "results" / "tiny"
+    kept = b"".join(path.read_bytes() for path in files_in(folder))
+    assert str(project.folder).encode() not in kept
+    assert b"main.py --name=tiny --max_epochs=2" in kept
+    assert len(list((folder / "trials").iterdir())) == 2
     assert project.run("produce_tables.py", "--ray_results_dir=results").stdout == tables
 
 

@@ -507,9 +507,9 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_a_network_that_does_not_fit_its_config_is_damaged(experiment):
-    assert 0 < predict_test.accuracy_of(CONFIG, trained()["best_net"], None) < 1
+    assert len(predict_test.predict(CONFIG, trained()["best_net"], None, "012")) == 60
     for best_net in (torch.nn.Linear(2, 2).state_dict(), None, [1]):
-        assert predict_test.accuracy_of(CONFIG, best_net, None) is None
+        assert predict_test.predict(CONFIG, best_net, None, "012") is None
 
 
 def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):

@@ -1,12 +1,12 @@
 """Statistics of results made up so that the answers are known, and of damaged ones."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-import torch
 from conftest import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +16,7 @@ import dmel
 import predict_test
 import search_spaces
 import summary
-import train
-from config import InputError, parse
+from config import InputError
 from results import Plan, Storage
 from summary import Interval
 
@@ -191,6 +190,16 @@ def test_rows_that_do_not_belong_or_were_trained_further_are_left_out(tmp_path):
     assert not {"trial0", "trial1", "trial5"} & set(results.trials["trial_id"])
 
 
+def test_keys_of_decimal_digits_alone_are_no_numbers(tmp_path):
+    write_experiment(tmp_path, n_runs=2)
+    write_plan(tmp_path)
+    for name in ("audio_mnist.csv", "experiment.json"):
+        path = tmp_path / "audio_mnist" / name
+        path.write_text(re.sub(r"trial(\d+)", r"0012345678\1", path.read_text()))
+    results = read(tmp_path)
+    assert len(results.trials) == 12 and results.trials["trial_id"].str.startswith("00").all()
+
+
 @pytest.mark.parametrize(("max_epochs", "n_rows"), [(50, 12), (100, 12), (1000, 12), (101, 12)])
 def test_what_patience_ended_or_has_more_epochs_than_asked_for_stays(tmp_path, max_epochs, n_rows):
     write_experiment(tmp_path, n_runs=2)
@@ -242,26 +251,6 @@ def test_what_is_kept_of_a_plan_names_no_folder():
         "max_epochs": 7,
         "starts": [{"command": "python main.py --name a_dir --seed=3", "n_trials": 2}],
     }
-
-
-def test_a_trial_is_tested_on_its_test_split(monkeypatch):
-    config = parse(
-        search_spaces.time_frequency(1)
-        | {"n_samples": 20, "trainable": True, "init_lambd": 6.38, "seed": 0}
-    )
-    net, _, _ = train.prepare(config)
-    seen = []
-
-    def evaluate(net, loss_function, data, indices, batch_size):
-        seen.append((data.clips[indices], data.labels[indices], len(data.clips)))
-        return 0, 0.5
-
-    monkeypatch.setattr(train, "evaluate", evaluate)
-    assert predict_test.accuracy_of(config, net.state_dict(), None) == 0.5
-    data = datasets.load(config)
-    [(clips, labels, n_clips)] = seen
-    assert torch.equal(clips, data.clips[16:]) and torch.equal(labels, data.labels[16:])
-    assert n_clips == 4  # no others go to the device
 
 
 def test_a_window_is_six_lambdas():
