@@ -14,11 +14,16 @@ docs/convergence_rate.md has the results. Source: Martinsson and Sandsten, ICASS
 import argparse
 import io
 import math
+import os
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+if not os.access(os.path.expanduser("~"), os.W_OK):  # Matplotlib would warn
+    os.environ.setdefault("MPLCONFIGDIR", f"{tempfile.gettempdir()}/matplotlib-{os.getuid()}")
 
 import matplotlib.style
 import numpy as np

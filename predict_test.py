@@ -358,7 +358,7 @@ def keep_networks(kept, experiment, table, data_dir):
 
 
 def has_licence(config, data_dir):
-    """Whether a network may be passed on: its recordings come with a licence, or it has none."""
+    """Whether a network may be passed on: its recordings have a licence, or there are none."""
     if config.dataset_name not in datasets.DATASETS:
         return True
     folder = datasets.find_folder(config.dataset_name, data_dir)

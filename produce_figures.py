@@ -11,8 +11,13 @@ import argparse
 import ast
 import contextlib
 import io
+import os
+import tempfile
 from collections import Counter
 from pathlib import Path
+
+if not os.access(os.path.expanduser("~"), os.W_OK):  # Matplotlib would warn
+    os.environ.setdefault("MPLCONFIGDIR", f"{tempfile.gettempdir()}/matplotlib-{os.getuid()}")
 
 import matplotlib.style
 import numpy as np

@@ -379,6 +379,27 @@ def test_a_user_without_a_name_trains(tmp_path):
     assert result.stdout == "1\n", result.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["produce_figures.py", "--ray_results_dir=results", "--figures=accuracy"],
+        ["convergence_rate.py", "--help"],
+    ],
+)
+def test_a_home_that_cannot_be_written_is_no_matter(command, tmp_path):
+    """As in many containers: Matplotlib would warn, as it keeps its fonts there."""
+    environment = os.environ | {"HOME": "/nonexistent", "TMPDIR": str(tmp_path)}
+    environment.pop("MPLCONFIGDIR", None)
+    result = subprocess.run(
+        [sys.executable, *command, f"--output_dir={tmp_path}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 # Trials that fail at once
 
 
