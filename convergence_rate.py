@@ -22,7 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-if not os.access(os.path.expanduser("~"), os.W_OK):  # Matplotlib would warn
+try:
+    os.makedirs(os.path.expanduser("~/.config/matplotlib"), exist_ok=True)
+except OSError:  # Matplotlib would warn that it cannot keep its fonts there
     os.environ.setdefault("MPLCONFIGDIR", f"{tempfile.gettempdir()}/matplotlib-{os.getuid()}")
 
 import matplotlib.style

@@ -388,7 +388,7 @@ def test_a_user_without_a_name_trains(tmp_path):
 )
 def test_a_home_that_cannot_be_written_is_no_matter(command, tmp_path):
     """As in many containers: Matplotlib would warn, as it keeps its fonts there."""
-    environment = os.environ | {"HOME": "/nonexistent", "TMPDIR": str(tmp_path)}
+    environment = os.environ | {"HOME": "/proc", "TMPDIR": str(tmp_path)}  # root cannot either
     environment.pop("MPLCONFIGDIR", None)
     result = subprocess.run(
         [sys.executable, *command, f"--output_dir={tmp_path}"],
