@@ -20,6 +20,7 @@ import machine
 import models
 
 FEATURE_MEMORY = 0.5  # share of a trial's free memory that the features of a fixed window may take
+GPU_BATCH_BYTES = 2**26  # of features, where a GPU computes without gradients
 
 
 def train(config, data, report, state=None, gpus=1):
@@ -211,8 +212,18 @@ def train_epoch(net, loss_function, optimizer, data, batches):
 
 @torch.no_grad()
 def evaluate(net, loss_function, data, indices, batch_size):
-    """Loss and accuracy (0..1), means over the examples of the given indices."""
+    """Loss and accuracy (0..1), means over the examples of the given indices.
+
+    batch_size: clips at a time; on a GPU there may be more, see larger_batch.
+    """
     net.eval()
+    # A network with convolutions keeps its batches: each of the 64 channels of Cnn6's first block
+    # is as large as the features, 8 MB together for a clip of esc50, and trials share a GPU.
+    has_convolutions = any(isinstance(module, nn.Conv2d) for module in net.modules())
+    if data.clips.is_cuda and not has_convolutions:
+        _, features_of_one = net(data.clips[:1])
+        batch_size = larger_batch(batch_size, features_of_one)
+
     total_loss = torch.zeros((), device=data.clips.device)
     total_correct = torch.zeros((), device=data.clips.device)
 
@@ -225,11 +236,22 @@ def evaluate(net, loss_function, data, indices, batch_size):
     return total_loss.item() / len(indices), total_correct.item() / len(indices)
 
 
+def larger_batch(batch_size, features_of_one):
+    """Clips at a time for a GPU that computes without gradients: batch_size, or more.
+
+    As many kernels start for a small batch as for a large one, so a batch gets GPU_BATCH_BYTES of
+    features; features_of_one are those of one clip. A CPU keeps its batches: sums over others would
+    round differently, and the kept numbers would move.
+    """
+    return max(batch_size, GPU_BATCH_BYTES // features_of_one.nbytes)
+
+
 @torch.no_grad()
 def fixed_features(data, layer, batch_size, gpus=1):
     """The layer's features of all that is trained and validated on, the same in every epoch.
 
-    gpus: share of its GPU that is the trial's.
+    batch_size: clips at a time; on a GPU there may be more. gpus: share of its GPU that is the
+    trial's.
 
     Returns (n, frames, bands) in the order of data.clips, where those of other parts are not
     filled, or None where that takes too much memory.
@@ -237,6 +259,7 @@ def fixed_features(data, layer, batch_size, gpus=1):
     first = layer(data.clips[:1]).transpose(-1, -2)
     if first.is_cuda:
         free = machine.free_gpu_memory(first.device, gpus)
+        batch_size = larger_batch(batch_size, first)
     else:
         free = machine.free_memory() * torch.get_num_threads() / machine.cpus()
     if len(data.clips) * first.nbytes > FEATURE_MEMORY * free:

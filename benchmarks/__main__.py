@@ -9,6 +9,11 @@ The layer as the work grows and as λ grows, and the level of the log-Mel:
     python -m benchmarks scaling jumps
     python -m benchmarks levels --data_dir=data
 
+The layer beside dstft, which the requirements do not have; without it the section is left out:
+
+    python -m pip install --no-deps dstft==3.0.0
+    python -m benchmarks dstft
+
 Training: epochs, the cost of a DMEL run over that of a search among 10 fixed windows with nothing
 cached, and the operators of a training step, which are the same on every machine:
 
@@ -103,6 +108,8 @@ def measure():
     for name in [*args.section, *args.sections] or DEFAULT_SECTIONS:
         title = " ".join(SECTIONS[name].__doc__.split())  # in one line
         rows = list(SECTIONS[name](args))
+        if not rows:  # it said why
+            continue
         cells = [[text(value) for value in row.values()] for row in rows]
         table = markdown_table(list(rows[0]), cells)
         print(f"{title}\n\n{table}\n", flush=True)

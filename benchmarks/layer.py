@@ -1,11 +1,14 @@
 """The sections that measure the layer alone."""
 
 import functools
+import importlib.metadata
+import sys
 from pathlib import Path
 
 import psutil
 import torch
 import torchaudio
+from torch import nn
 
 import datasets
 from benchmarks.clip_by_clip import ClipByClip
@@ -18,11 +21,12 @@ from benchmarks.measure import (
 )
 from config import read_search_space
 from datasets import SAMPLE_RATE
-from dmel import CPU_BLOCK, DMEL, WINDOW_SIGMAS
+from dmel import CPU_BLOCK, DMEL, WINDOW_SIGMAS, DifferentiableSpectrogram
 
 WINDOW_SECONDS = (0.010, 0.035, 0.300)  # the paper's
 HOP_LENGTH = 80
 N_MELS = 64
+DSTFT_VERSION = "3.0.0"
 SETTINGS = {"sample_rate": SAMPLE_RATE, "n_mels": N_MELS, "hop_length": HOP_LENGTH}
 
 
@@ -67,6 +71,76 @@ def ffts_of(block, n_blocks):
 def make_layer(seconds, device, **options):
     init_lambd = SAMPLE_RATE * seconds / WINDOW_SIGMAS
     return DMEL(**SETTINGS, init_lambd=init_lambd, **options).to(device)
+
+
+def dstft(args):
+    """Power spectrogram beside that of dstft (`pip install --no-deps dstft==3.0.0`, window_mode
+    "constant"), 32 clips of 5 s, forward and backward in the window length, ms
+    """
+    if not has_dstft():
+        print(
+            f"dstft: left out, as that package is not there in version {DSTFT_VERSION}: "
+            f"`pip install --no-deps dstft=={DSTFT_VERSION}`.",
+            file=sys.stderr,
+        )
+        return
+
+    n_clips = 2 if args.tiny else 32
+    for seconds in WINDOW_SECONDS:
+        clips = torch.randn(n_clips, 5 * SAMPLE_RATE, device=args.device)
+        log_mel = make_layer(seconds, args.device)
+        spectrogram = DifferentiableSpectrogram(
+            hop_length=HOP_LENGTH,
+            init_lambd=log_mel.init_lambd,
+            optimized=True,
+            remove_mean=False,
+        ).to(args.device)
+        other = PowerOfDstft(log_mel.n_fft, SAMPLE_RATE * seconds, clips)
+
+        ours_of_mel, ours, theirs = medians(
+            args,
+            forward_backward(log_mel, clips),
+            forward_backward(spectrogram, clips),
+            forward_backward(other, clips),
+        )
+        yield {
+            "window": f"{1000 * seconds:.0f} ms (FFT {log_mel.n_fft})",
+            "DifferentiableSpectrogram": ours,
+            "dstft": theirs,
+            "ratio": f"{theirs / ours:.1f}×",
+            "DMEL": ours_of_mel,
+        }
+
+
+def has_dstft():
+    try:
+        return importlib.metadata.version("dstft") == DSTFT_VERSION
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+class PowerOfDstft(nn.Module):
+    """The power spectrogram of dstft, its one trained parameter under the name of ours."""
+
+    def __init__(self, n_fft, win_length, clips):
+        """win_length: in samples, to start from. clips: those to come, or others as long."""
+        from dstft import DSTFT
+
+        super().__init__()
+        self.dstft = DSTFT(
+            n_fft=n_fft,
+            win_length=win_length,
+            win_length_min=1.0,
+            hop_length=HOP_LENGTH,
+            window_mode="constant",
+            magnitude_power=2.0,
+        ).to(clips.device)
+        self.dstft.initialize(clips)
+        (self.lambd,) = [weight for weight in self.dstft.parameters() if weight.requires_grad]
+
+    def forward(self, clips):
+        spectrogram, _ = self.dstft(clips)
+        return spectrogram
 
 
 def memory(args):
@@ -192,4 +266,4 @@ def levels(args):
         yield row
 
 
-SECTIONS = (layer, memory, scaling, jumps, levels)
+SECTIONS = (layer, dstft, memory, scaling, jumps, levels)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import benchmarks.layer
 from benchmarks.clip_by_clip import ClipByClip
 from benchmarks.layer import levels
 from benchmarks.measure import forward_backward
@@ -55,9 +56,19 @@ def test_level_of_silence(monkeypatch):
         assert (row["default"], row["zero_floor"]) == ("23.03", "0.00")
 
 
+def test_without_dstft_its_section_is_left_out_with_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks.layer, "DSTFT_VERSION", "3.0.0.of.nobody")
+    assert list(benchmarks.layer.dstft(None)) == []
+    sentence = capsys.readouterr().err
+    assert sentence.count("\n") == 1
+    assert "`pip install --no-deps dstft==3.0.0.of.nobody`" in sentence
+
+
 @pytest.mark.slow
 def test_sections_run(project, tmp_path):
     sections = ["layer", "memory", "scaling", "jumps"]
+    if benchmarks.layer.has_dstft():
+        sections.append("dstft")
     sections += ["epoch", "cost", "step", "operators", "prepare", "copies"]
     path = tmp_path / "report.json"
     flags = ["--tiny", "--output", path, "--experiments", "tiny", "--sections", *sections[1:]]

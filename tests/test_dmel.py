@@ -292,14 +292,16 @@ def test_lambda_that_is_not_a_number_shows_where_n_does_not_depend_on_it():
     assert layer(clips(2, 300)).isnan().any()
 
 
-def test_a_clip_that_is_not_finite_is_named_as_a_cause():
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_clip_that_is_not_finite_is_named_as_a_cause(value):
     layer = small_dmel()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     x = clips(2, 300)
-    x[1, 7] = math.nan
+    x[1, 7] = value
     layer(x).sum().backward()
     optimizer.step()
-    with pytest.raises(ValueError, match="look for clips that hold NaN or inf"):
+    causes = "look for clips that hold NaN or inf and for a loss or gradients that became so"
+    with pytest.raises(ValueError, match=causes):
         layer(clips(2, 300))
 
 
@@ -442,6 +444,8 @@ def test_lambda_below_a_sample_is_warned_of(recwarn):
         ("n_mels", 6.5, "n_mels=6.5 must be a whole number, 1 or more"),
         ("hop_length", 0, "hop_length=0 must be a whole number, 1 or more"),
         ("hop_length", math.nan, "hop_length=nan must be a whole number, 1 or more"),
+        ("hop_length", math.inf, "hop_length=inf must be a whole number, 1 or more"),
+        ("hop_length", 80.5, "hop_length=80.5 must be a whole number, 1 or more"),
         ("init_lambd", math.nan, "init_lambd=nan"),
         ("f_min", 600.0, "f_min=600.0 < f_max=500"),
         ("f_max", 500.1, "f_max=500.1 <= sample_rate / 2 = 500 Hz"),
@@ -458,6 +462,18 @@ def test_whole_numbers_may_come_as_floats():
     layer = small_dmel(hop_length=20.0, n_mels=6.0)
     assert repr(layer) == repr(small_dmel(hop_length=20, n_mels=6))
     torch.testing.assert_close(layer(clips(2, 300)), small_dmel()(clips(2, 300)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_hop_length_of_a_spectrogram_is_a_whole_number(adaptive):
+    arguments = {"init_lambd": 7.3, "optimized": adaptive}
+    layer = DifferentiableSpectrogram(hop_length=20.0, **arguments)
+    assert isinstance(layer.hop_length, int)
+    expected = DifferentiableSpectrogram(hop_length=20, **arguments)
+    torch.testing.assert_close(layer(clips(2, 300)), expected(clips(2, 300)), rtol=0, atol=0)
+    for value in (80.5, 0.0, -20, math.nan):
+        with pytest.raises(ValueError, match=f"^hop_length={value} must be a whole number, 1 or"):
+            DifferentiableSpectrogram(hop_length=value, **arguments)
 
 
 def test_only_the_sample_rate_may_come_without_its_name():

@@ -1,5 +1,5 @@
 """The layer in other projects: torch.func, half precision, meta device, copies, several processes,
-Lightning, users without a name.
+optimizers, schedulers, clipped gradients, workers, Lightning, users without a name.
 """
 
 import copy
@@ -323,6 +323,142 @@ def test_parameter_groups():
     assert parameter_groups(network)[0]["lr"] == 1.0
     with pytest.raises(ValueError, match="no layer"):
         parameter_groups(nn.Linear(3, 4))
+
+
+def train(network, optimizer, n_steps=30, scheduler=None):
+    """Trains on fixed clips. Returns the samples that λ has moved."""
+    clips = torch.randn(16, 300, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(16) % 4
+    before = network[0].lambd.item()
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(clips), labels).backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return abs(network[0].lambd.item() - before)
+
+
+def test_plain_adam_hardly_moves_lambda():
+    network = small_network()
+    assert train(network, torch.optim.Adam(network.parameters(), lr=1e-4)) < 0.004
+    network = small_network()
+    assert train(network, torch.optim.Adam(parameter_groups(network), lr=1e-4)) > 1
+
+
+def test_schedulers():
+    """As docs/layer.md recommends, and as it warns."""
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+
+    def trained_with(scheduler, **arguments):
+        network = small_network()
+        optimizer = torch.optim.Adam(parameter_groups(network), lr=1e-4)
+        if scheduler is one_cycle:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            arguments = {"max_lr": rates, "total_steps": 31} | arguments
+        scheduler = scheduler(optimizer, **arguments)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return rates, train(network, optimizer, scheduler=scheduler)
+
+    rates, moved = trained_with(one_cycle)
+    assert rates == pytest.approx([1 / 25, 1e-4 / 25])
+    assert moved > 1
+
+    rates, moved = trained_with(one_cycle, max_lr=1e-3)
+    assert rates == pytest.approx([4e-5, 4e-5])
+    assert moved < 0.03  # 30 steps of 1e-3 at most
+
+    for scheduler, arguments in (
+        (torch.optim.lr_scheduler.StepLR, {"step_size": 10}),
+        (torch.optim.lr_scheduler.CosineAnnealingLR, {"T_max": 30}),
+    ):
+        rates, moved = trained_with(scheduler, **arguments)
+        assert rates == pytest.approx([1.0, 1e-4])
+        assert moved > 1
+
+
+def test_gradient_clipping():
+    """λ's gradient is small beside the head's, so a norm over both is the head's."""
+    clips = torch.randn(16, 300, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(16) % 4
+
+    def step(optimizer, clipped):
+        """Samples that λ moves in one step, its gradient before clipping, and the norm."""
+        network = small_network()
+        optimizer = optimizer(parameter_groups(network), lr=1e-4)
+        nn.functional.cross_entropy(network(clips), labels).backward()
+        gradient = network[0].lambd.grad.item()
+        norm = nn.utils.clip_grad_norm_(clipped(network).parameters(), max_norm=1.0).item()
+        optimizer.step()
+        return 7.3 - network[0].lambd.item(), gradient, norm
+
+    def head(network):
+        return network[1:]
+
+    def everything(network):
+        return network
+
+    moved, gradient, norm_of_head = step(torch.optim.SGD, head)
+    assert abs(gradient) < norm_of_head / 100
+    # The step of SGD is lr_lambd = 1 times the gradient.
+    assert moved == pytest.approx(gradient, rel=1e-3)
+
+    moved, gradient, norm = step(torch.optim.SGD, everything)
+    assert norm == pytest.approx(norm_of_head, rel=1e-3)
+    assert norm > 2
+    assert moved == pytest.approx(gradient / norm, rel=1e-2)
+
+    # Adam divides by the size of the gradients.
+    for clipped in (head, everything):
+        moved, _, _ = step(torch.optim.Adam, clipped)
+        assert abs(moved) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:init_lambd")
+def test_lambda_of_seconds_does_not_move():
+    network = small_network(small_dmel(0.035))
+    assert train(network, torch.optim.Adam(parameter_groups(network), lr=1e-4), n_steps=3) == 0
+
+
+def test_a_logarithm_without_a_floor_is_not_finite():
+    arguments = {"n_mels": 64, "hop_length": 80, "init_lambd": 8000 * 0.010 / 6}
+    layer = DMEL(8000, log=False, **arguments)
+    clips = torch.randn(2, 800)
+    assert layer(clips).eq(0).any()
+    assert not layer(clips).log().isfinite().all()
+    assert (layer(clips) + 1e-10).log().isfinite().all()
+    assert DMEL(8000, **arguments)(clips).isfinite().all()
+
+
+class Features(torch.utils.data.Dataset):
+    """Features of clips, computed where its items are read."""
+
+    def __init__(self, context):
+        self.layer = small_dmel()
+        self.clips = torch.randn(2, 300)
+        self.context = context
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        with self.context():
+            return self.layer(self.clips[index])
+
+
+def test_workers_of_a_data_loader():
+    def first_batch(dataset):
+        options = {"multiprocessing_context": "fork", "timeout": 60}
+        loader = torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=1, **options)
+        return next(iter(loader))
+
+    with pytest.raises(RuntimeError, match=r"stack\(\): functions with out=.*requires grad"):
+        first_batch(Features(torch.enable_grad))
+
+    dataset = Features(torch.no_grad)
+    features = first_batch(dataset)
+    assert not features.requires_grad
+    torch.testing.assert_close(features, dataset.layer(dataset.clips).detach())
 
 
 WITHOUT_A_NAME = """

@@ -1,4 +1,4 @@
-"""The page of the layer, docs/layer.md: examples, tables, installation, mypy, and torchaudio."""
+"""The page of the layer, docs/layer.md: examples, tables, installation, mypy, and beside others."""
 
 import dataclasses
 import os
@@ -10,12 +10,13 @@ import sysconfig
 import venv
 import zipfile
 
+import librosa
 import pytest
 import torch
 import torchaudio
 from conftest import ROOT
 
-from dmel import DMEL, DifferentiableSpectrogram
+from dmel import DMEL, DifferentiableSpectrogram, gaussian_window
 
 PAGE = (ROOT / "docs" / "layer.md").read_text()
 USER = """
@@ -175,6 +176,36 @@ def test_parity_with_torchaudio(arguments):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6 * expected.max().item())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({}, {"htk": True, "norm": None}),
+        ({"norm": "slaney", "mel_scale": "slaney"}, {}),
+        ({"f_min": 50.0, "f_max": 3500.0}, {"fmin": 50, "fmax": 3500, "htk": True, "norm": None}),
+    ],
+)
+@pytest.mark.parametrize("seconds", [0.010, 0.035, 0.300])
+@pytest.mark.filterwarnings("ignore:Empty filters")
+def test_parity_with_librosa(seconds, arguments, names):
+    init_lambd = 8000 * seconds / 6
+    options = {"remove_mean": False, "log": False, **arguments}
+    layer = DMEL(8000, n_mels=64, hop_length=80, init_lambd=init_lambd, **options)
+    clips = torch.randn(3, 5001) + 0.5
+    window, _ = gaussian_window(layer.lambd.detach(), layer.n_fft)
+    expected = librosa.feature.melspectrogram(
+        y=clips.numpy(),
+        sr=8000,
+        n_fft=layer.n_fft,
+        hop_length=80,
+        window=window.numpy(),
+        n_mels=64,
+        **names,
+    )
+    tolerance = 1e-6 * float(expected.max())
+    actual = layer(clips).detach()
+    torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=0, atol=tolerance)
+
+
 # The ONNX exporter's warnings.
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_page_examples(capsys):
@@ -201,6 +232,8 @@ def test_page_names_tests_that_exist():
     table = PAGE.split("## What works")[1].split("\n###")[0]
     rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     assert len(rows) > 15
+    troubles = PAGE.split("## When something is wrong")[1].split("\n##")[0]
+    rows += [line for line in troubles.splitlines() if line.startswith("|")][2:]
     assert [row for row in rows if "`test_" not in row.split("|")[-2]] == []
 
 
