@@ -270,7 +270,8 @@ def test_accuracy_as_on_the_cpu(device):
     accuracies = []
     for place in ("cpu", device):
         elsewhere = config.model_copy(update={"device": place})
-        accuracies.append(predict_test.accuracy_of(elsewhere, state["best_net"], None))
+        predictions = predict_test.predict(elsewhere, state["best_net"], None, ["0", "1", "2"])
+        accuracies.append(predict_test.accuracy_of(predictions))
     assert accuracies[0] > 0.5  # chance is a third
     assert abs(accuracies[0] - accuracies[1]) < 1.5 / 200
 
