@@ -2,6 +2,7 @@
 # Sourced by the other scripts, with here=their folder: sets PYTHON to a Python that has all of requirements.txt, and of
 # requirements-dev.txt where REQUIREMENTS names it too. That is the active virtual or conda environment if it has the
 # pinned versions; otherwise .venv beside the scripts (or VENV_DIR), made here and updated when the requirements change.
+# constraints.txt pins what these packages need in turn.
 
 : "${REQUIREMENTS:=requirements.txt}"
 : "${VENV_DIR:=$here/.venv}"
@@ -19,7 +20,7 @@ PYTHON
 }
 
 is_installed() {
-    for file in $REQUIREMENTS; do
+    for file in constraints.txt $REQUIREMENTS; do
         cmp -s "$here/$file" "$VENV_DIR/installed-$file" || return 1
     done
 }
@@ -45,7 +46,7 @@ make_venv() {
     fi
     if ! is_installed; then
         echo "Installing the packages of $REQUIREMENTS into $VENV_DIR (6 GB, some minutes) ..."
-        arguments=
+        arguments="-c constraints.txt"
         for file in $REQUIREMENTS; do arguments="$arguments -r $file"; done
         # The file names hold no spaces, the folder may: so pip runs there, and the list is split on purpose.
         # shellcheck disable=SC2086
@@ -53,7 +54,7 @@ make_venv() {
             echo "The packages could not be installed (see above): mend that and run the command again." >&2
             exit 1
         fi
-        for file in $REQUIREMENTS; do cp "$here/$file" "$VENV_DIR/installed-$file"; done
+        for file in constraints.txt $REQUIREMENTS; do cp "$here/$file" "$VENV_DIR/installed-$file"; done
     fi
 }
 

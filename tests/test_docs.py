@@ -54,9 +54,11 @@ OTHERS = {
     "for",
     ".",
     "git",
+    "sbatch",
 }  # programs whose flags are not ours
-# Of run_tests.sh, of mypy on the layer's page, and of `ray start --num-cpus`.
+# Of run_tests.sh, of mypy on the layer's page, of `ray start --num-cpus`, and of Slurm.
 FLAGS_OF_OTHERS = {"--slow", "--strict", "--follow", "--num"}
+FLAGS_OF_OTHERS |= {"--nodes", "--gpus", "--cpus", "--signal", "--requeue"}
 
 
 def blocks(page, language):
@@ -155,7 +157,12 @@ def commands(page):
     """The words of each command in blocks of sh, and of those in the text that begin with python or
     sh.
     """
-    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    lines = []
+    for block in blocks(page, "sh"):
+        if block.startswith("#!"):  # a whole script: of it, the commands that are ours
+            lines += re.findall(r"^(?:python|sh) \w+\.(?:py|sh).*$", block, re.MULTILINE)
+        else:
+            lines += block.replace("\\\n", " ").splitlines()
     lines += re.findall(r"`((?:python|sh) [^`]+)`", without_blocks(page))
     for command in (command for line in lines for command in line.split("&&")):
         words = shlex.split(command, comments=True)

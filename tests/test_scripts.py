@@ -92,6 +92,25 @@ def test_wrong_arguments(project, script, argument, message):
     assert result.stderr.strip().count("\n") == 0
 
 
+def test_shellcheck_finds_nothing(tmp_path):
+    """Neither in the scripts nor in the whole scripts that stand on the pages."""
+    scripts = [*ROOT.glob("*.sh"), ROOT / ".ci" / "run"]
+    for page in ROOT.glob("docs/*.md"):
+        found = re.findall(r"^```sh\n(#!.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        for i, text in enumerate(found):
+            script = tmp_path / f"{page.stem}_{i}.sh"
+            script.write_text(text)
+            scripts.append(script)
+    assert len(scripts) > 7
+
+    # It lies beside the Python that it was installed for.
+    places = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    shellcheck = shutil.which("shellcheck", path=places)
+    command = [shellcheck, "--exclude=SC1091", *scripts]  # .venv/bin/activate is not its matter
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
 def test_full_run_without_network_ends_before_training(project, tmp_path):
     settings = {
         "DATA_DIR": tmp_path,
@@ -111,7 +130,7 @@ def environment_script(tmp_path, **environment):
 
     Where environment has a PATH, stand-ins for python3 and pip come first in it.
     """
-    for name in ("python_env.sh", "requirements.txt"):
+    for name in ("python_env.sh", "requirements.txt", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     return subprocess.run(
         ["sh", "-eu", "-c", f'here={tmp_path}; . "$here/python_env.sh"; echo "chosen $PYTHON"'],
@@ -127,6 +146,22 @@ def test_active_environment_is_used_where_it_has_the_pins(tmp_path):
     assert result.returncode == 0
     assert f"chosen {sys.executable}" in result.stdout
     assert f"Using {sys.executable} (Python 3." in result.stdout
+
+
+@pytest.mark.parametrize(("change", "is_used"), [("{}+cpu", True), ("{}.1+cpu", False)])
+def test_cpu_wheels_of_the_pinned_version_count(tmp_path, old_pythons, change, is_used):
+    pin = re.search(r"^torch==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+    version = change.format(pin)
+    package = tmp_path / "packages" / f"torch-{version}.dist-info"
+    package.mkdir(parents=True)
+    text = f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"
+    (package / "METADATA").write_text(text)
+
+    active = os.path.dirname(os.path.dirname(sys.executable))
+    environment = {"VIRTUAL_ENV": active, "PYTHONPATH": str(package.parent), "PATH": old_pythons}
+    result = environment_script(tmp_path, **environment)
+    assert (f"chosen {sys.executable}" in result.stdout) == is_used
+    assert (result.returncode == 0) == is_used  # otherwise it looks for another Python
 
 
 def stand_in(folder, name, text):
@@ -183,6 +218,9 @@ def test_the_versions_of_python_are_the_same_everywhere():
     assert f"install on Python {', '.join(others)} and {newest}." in requirements
     assert re.search(r"for candidate in (.*); do", script)[1].split() == list(PYTHONS)
     assert others[0] in readme and newest in readme
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    tested = re.search(r"python: \[(.*)\]", workflow)[1]
+    assert re.findall(r'"(.*?)"', tested) == [*others, newest]
 
 
 def test_environment_is_made_once_and_again_when_requirements_change(tmp_path):
@@ -203,11 +241,13 @@ esac
         result = environment_script(tmp_path, PATH=path)
         assert result.returncode == 0
         assert f"chosen {tmp_path}/.venv/bin/python" in result.stdout
-        assert len((tmp_path / "pip").read_text().splitlines()) == 1
+        (command,) = (tmp_path / "pip").read_text().splitlines()
+        assert command.endswith(" -c constraints.txt -r requirements.txt")
 
-    (tmp_path / ".venv" / "installed-requirements.txt").write_text("of an earlier version")
-    environment_script(tmp_path, PATH=path)
-    assert len((tmp_path / "pip").read_text().splitlines()) == 2
+    for n_installed, name in enumerate(("requirements.txt", "constraints.txt"), 2):
+        (tmp_path / ".venv" / f"installed-{name}").write_text("of an earlier version")
+        environment_script(tmp_path, PATH=path)
+        assert len((tmp_path / "pip").read_text().splitlines()) == n_installed
 
     (tmp_path / "cut").touch()  # as if the making of .venv had been cut off before it had pip
     assert environment_script(tmp_path, PATH=path).returncode == 0
