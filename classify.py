@@ -87,7 +87,10 @@ def read_clip(path, config):
     if not os.path.exists(path):
         raise ValueError("there is no such file")
     samples, _ = read_recording(path, config.resample_rate)
-    return datasets.DATASETS[config.dataset_name].fit(samples, config.n_points)
+    clip = datasets.DATASETS[config.dataset_name].fit(samples, config.n_points)
+    if clip.min() == clip.max():
+        raise ValueError("it is silent")
+    return clip
 
 
 def likeliest(net, config, clip, classes):

@@ -76,7 +76,10 @@ def main():
         check_kept(kept)
 
     with experiment.alone():
-        tested = test_trials(experiment, configs, args.data_base_dir)
+        try:
+            tested = test_trials(experiment, configs, args.data_base_dir)
+        except KeyboardInterrupt:  # tables of a part of the trials would mislead
+            raise KeyboardInterrupt("the same command begins again") from None
         tell_missing(experiment, configs, len(tested.trials))
         if not tested.trials:
             raise InputError(

@@ -170,6 +170,11 @@ class Experiment:
                     f"{path} is of an earlier version of these scripts: tables and figures read "
                     "it; to train, move it aside with main.py --restart, or change --name."
                 )
+            if "n_trials" in values:
+                raise InputError(
+                    f"{path} is what predict_test.py --keep copied, for tables and figures alone: "
+                    "to train or test, name another folder of results."
+                )
             return Plan.model_validate(values)
         except (ValueError, TypeError, RecursionError) as error:
             if isinstance(error, InputError):

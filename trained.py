@@ -44,12 +44,10 @@ def read_trained(experiment, trial=BEST):
     """What the file of a trial holds, see Experiment.read_trial and load_network."""
     keys = experiment.trial_keys()
     if not keys:
-        missing = "trained network"
-        if experiment.storage.read(RECORD.format(experiment.name)) is None:
-            missing = "experiment"
+        others = ", ".join(with_networks(experiment.storage))
         raise InputError(
-            f"no {missing} in {experiment.address}: name another folder of results, or train it "
-            f"with main.py --name={experiment.name}."
+            f"no trained network of '{experiment.name}' in {experiment.storage.address}, but of "
+            f"{others or 'none'}: name another experiment or folder, or train it with main.py."
         )
     if trial == BEST:
         return read_best(experiment, keys)
@@ -63,6 +61,15 @@ def read_trained(experiment, trial=BEST):
         return experiment.read_trial(trial)
     except ValueError as damage:
         raise InputError(f"{damage}: name another trial.") from None
+
+
+def with_networks(storage):
+    """Names of the experiments in a folder of results that have trained networks."""
+    names = []
+    for name in storage.list():
+        if storage.list(f"{name}/trials"):
+            names.append(name)
+    return names
 
 
 def read_best(experiment, keys):

@@ -369,6 +369,7 @@ def test_schedulers():
     assert moved < 0.03  # 30 steps of 1e-3 at most
 
     for scheduler, arguments in (
+        (torch.optim.lr_scheduler.CyclicLR, {"base_lr": [1.0, 1e-4], "max_lr": [2.0, 2e-4]}),
         (torch.optim.lr_scheduler.StepLR, {"step_size": 10}),
         (torch.optim.lr_scheduler.CosineAnnealingLR, {"T_max": 30}),
     ):

@@ -240,6 +240,16 @@ OTHER_PLANS = {
 }
 
 
+def test_a_plan_that_keep_copied_is_no_damage(experiment):
+    experiment.storage.write(
+        "pulses/experiment.json", '{"version": 2, "seeds": [0], "n_trials": 6}'
+    )
+    with pytest.raises(
+        InputError, match=r"what predict_test\.py --keep copied.*name another folder"
+    ):
+        experiment.read_plan()
+
+
 @pytest.mark.parametrize("case", OTHER_PLANS)
 def test_plans_that_are_none(experiment, case):
     content, message = OTHER_PLANS[case]

@@ -100,6 +100,7 @@ def job(tmp_path):
             "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_CPUS_PER_TASK": "1",
+            "SLURM_MEM_PER_NODE": "5000",  # MB
             "DMEL_PYTHON": sys.executable,
             "HOME": str(tmp_path),  # where Ray keeps its token
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -138,7 +139,7 @@ def test_several_nodes_train_together(job):
     status = running.script.wait(timeout=300)
     output = running.output()
     assert status == 0, output
-    assert "2 trials at a time, 1 CPUs each" in output
+    assert "2 trials at a time, 1 CPUs each and about 2 GB of memory" in output
     assert "time_frequency: all trials are finished" in output
     trials = running.folder / "ray_results" / "time_frequency" / "trials"
     assert len(list(trials.glob("*.pt"))) == 6

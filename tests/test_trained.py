@@ -156,11 +156,11 @@ def damage_trial(folder):
 
 
 REFUSED = {
-    "no experiment": (shutil.rmtree, {}, r"no experiment in \S+/pulses: .*main\.py --name=pulses"),
+    "no experiment": (shutil.rmtree, {}, r"no trained network of 'pulses' in \S+, but of none: "),
     "no trial": (
         lambda folder: shutil.rmtree(folder / "trials"),
         {},
-        r"no trained network in \S+/pulses: .*main\.py --name=pulses",
+        r"no trained network of 'pulses' in \S+, but of none: ",
     ),
     "none trained": (remove_trained, {}, r"no trial with a trained window is finished"),
     "damaged plan": (damage_plan, {}, r"experiment\.json is damaged"),
@@ -280,7 +280,9 @@ def test_files_that_cannot_be_used_are_named_and_the_others_classified(classifie
     text = tmp_path / "text.wav"
     text.write_text("no sound")
     missing = tmp_path / "missing.wav"
-    lines, errors, code = classified("--top=1", cut, missing, CLIP, text, tmp_path, CLIP)
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(9000), 8000)
+    lines, errors, code = classified("--top=1", cut, missing, CLIP, text, tmp_path, silent, CLIP)
     assert code == 1
     assert [line for line in lines if line == str(CLIP)] == [str(CLIP)] * 2 and len(lines) == 5
     assert errors.splitlines() == [
@@ -288,6 +290,7 @@ def test_files_that_cannot_be_used_are_named_and_the_others_classified(classifie
         f"classify.py: {missing}: there is no such file: left out",
         f"classify.py: {text}: libsndfile cannot read it: left out",
         f"classify.py: {tmp_path}: it is not a regular file: left out",
+        f"classify.py: {silent}: it is silent: left out",
     ]
 
 
