@@ -67,7 +67,7 @@ def test_whole_reproduction(project, repositories):
     for part in ("| CNN6 | 35 ms |", "| LNet | 300 ms |", "Claims of the paper"):
         assert part in tables
     figures = {path.stem for path in (project.folder / "results" / "figures").glob("*.png")}
-    expected = {"dmel", "accuracy", "convergence", "time_complexity", "before_after"}
+    expected = {"dmel", "accuracy", "convergence", "confusion", "time_complexity", "before_after"}
     assert figures == expected  # no time_frequency here
 
     settings["ESC50_URL"] = "nowhere"
