@@ -396,11 +396,10 @@ class Console(tune.Callback):
         epochs = [trial.last_result.get("training_iteration", 0) for trial in trials]
         ended = [n for n, trial in zip(epochs, trials, strict=True) if trial.is_finished()]
 
-        # A trial that runs counts as the part of a usual one that it has done.
+        # A trial that runs counts as the part of a usual one that it has done. Those that ended
+        # may all have failed in their first epoch.
         budgets = [trial.config["config"]["max_epochs"] for trial in trials]
-        usual = max(
-            1, statistics.mean(ended or budgets or [1])
-        )  # a trial may fail in its first epoch
+        usual = max(1, statistics.mean(ended or budgets or [1]))
         done = len(ended)
         for n, state in zip(epochs, states, strict=True):
             if state == "RUNNING":

@@ -16,16 +16,14 @@ import io
 import math
 import os
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-try:
-    os.makedirs(os.path.expanduser("~/.config/matplotlib"), exist_ok=True)
-except OSError:  # Matplotlib would warn that it cannot keep its fonts there
-    os.environ.setdefault("MPLCONFIGDIR", f"{tempfile.gettempdir()}/matplotlib-{os.getuid()}")
+import machine
+
+os.environ.update(machine.matplotlib_settings())  # before it is imported
 
 import matplotlib.style
 import numpy as np

@@ -88,16 +88,40 @@ def read(path):
         return ""
 
 
-def let_torch_compile():
-    """Lets torch's compiler be loaded, as its optimizers do, by a user without a name too.
+# What a container may lack
 
-    The compiler names a folder after the user, whom a container may know by number alone.
+
+def torch_settings():
+    """Environment variables with which torch's compiler can be loaded, as its optimizers do.
+
+    It names a folder after the user, whom a container may know by number alone.
     """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return {}
     try:
         getpass.getuser()
     except (KeyError, OSError):
-        folder = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        return {"TORCHINDUCTOR_CACHE_DIR": folder_of_user("torchinductor")}
+    return {}
+
+
+def matplotlib_settings():
+    """Environment variables with which Matplotlib can be loaded without a warning.
+
+    It keeps its fonts in the home folder, which in a container may not be there, or read-only.
+    """
+    if "MPLCONFIGDIR" in os.environ:
+        return {}
+    try:
+        os.makedirs(os.path.expanduser("~/.config/matplotlib"), exist_ok=True)
+    except OSError:
+        return {"MPLCONFIGDIR": folder_of_user("matplotlib")}
+    return {}
+
+
+def folder_of_user(name):
+    """The path of a folder for temporary files that no other user shares."""
+    return f"{tempfile.gettempdir()}/{name}-{os.getuid()}"
 
 
 # GPUs

@@ -134,9 +134,9 @@ def test_trials(experiment, configs, data_dir):
             continue
         check_recordings(experiment.name, [state["data"]], data)
 
-        predictions = None
-        if key in before and is_still_right(*before[key], last_row, config, recordings, classes):
-            _, predictions = before[key]
+        tested = before.get(key)
+        if tested is not None and is_still_right(tested, last_row, config, recordings, classes):
+            predictions = tested.predictions
             n_before += 1
         else:
             predictions = predict(config, state["best_net"], recordings, classes)
@@ -241,8 +241,15 @@ def accuracy_of(predictions):
     return n_correct / len(predictions)
 
 
+class TestedBefore(NamedTuple):
+    """A trial as it was tested last."""
+
+    last_epoch: LastEpoch
+    predictions: list  # rows, see above
+
+
 def read_tested(experiment, version):
-    """(LastEpoch, predictions) of each trial as it was tested last, by key.
+    """A TestedBefore of each trial in NAME.csv, by key.
 
     Those are left out that other scripts than this version tested, and those whose predictions are
     missing or not those of their row of NAME.csv.
@@ -259,29 +266,29 @@ def read_tested(experiment, version):
                     training_iteration=int(row["training_iteration"]),
                     valid_loss=float(row["valid_loss"]),
                 )
-                tested[row["trial_id"]] = (last_epoch, rows)
+                tested[row["trial_id"]] = TestedBefore(last_epoch, rows)
     except (ValueError, KeyError):  # there is no table, or a damaged one, or one of earlier scripts
         return {}
     return tested
 
 
-def is_still_right(last_epoch, predictions, row, config, recordings, classes):
-    """Whether a trial's predictions are those of its network and its clips as they are now.
+def is_still_right(tested, row, config, recordings, classes):
+    """Whether the predictions of a TestedBefore are those of its network and its clips as they are.
 
-    last_epoch: when it was tested. row: of its last epoch.
+    row: of the trial's last epoch. classes: names by label.
     """
     now = LastEpoch(training_iteration=row["training_iteration"], valid_loss=row["valid_loss"])
-    if last_epoch != now:
+    if tested.last_epoch != now:
         return False
 
     # The same recordings may have other names now, and so may their classes.
-    if [name for name, *_ in predictions] != test_names(config, recordings):
+    if [name for name, *_ in tested.predictions] != test_names(config, recordings):
         return False
     if recordings is None:
         return True
     indices = datasets.split_clips(config, recordings)["test"].numpy()
     labels = [classes[label] for label in recordings.labels[indices]]
-    return [label for _, label, *_ in predictions] == labels
+    return [label for _, label, *_ in tested.predictions] == labels
 
 
 def tell_missing(experiment, configs, n_tested):
@@ -338,10 +345,9 @@ def keep_networks(kept, experiment, table, data_dir):
             reason = f"there is no file {', '.join(LICENCES)} of the recordings in '{folder}'"
             continue
 
-        needed = {
-            name: state[name] for name in ("config", "history", "best_net", "data", "scripts")
-        }
-        needed["classes"] = datasets.class_names(config, data_dir)
+        needed = {"classes": datasets.class_names(config, data_dir)}
+        for name in ("config", "history", "best_net", "data", "scripts"):
+            needed[name] = state[name]
         content = content_of_trial(needed)
         n_mib = len(content) / 2**20
         if n_mib > MAX_KEPT_MIB:

@@ -12,14 +12,12 @@ import ast
 import contextlib
 import io
 import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 
-try:
-    os.makedirs(os.path.expanduser("~/.config/matplotlib"), exist_ok=True)
-except OSError:  # Matplotlib would warn that it cannot keep its fonts there
-    os.environ.setdefault("MPLCONFIGDIR", f"{tempfile.gettempdir()}/matplotlib-{os.getuid()}")
+import machine
+
+os.environ.update(machine.matplotlib_settings())  # before it is imported
 
 import matplotlib.style
 import numpy as np
@@ -369,29 +367,28 @@ def confusion(experiments, args):
     if not counts:
         raise InputError("no experiment shown here has predictions: run predict_test.py.")
 
-    classes = set()
-    for pairs, _ in counts.values():
-        classes |= {name for pair in pairs for name in pair}
-    classes = sorted(classes, key=place_of_class)
-    few = len(classes) <= FEW_CLASSES
-    side = 3.0 if few else 0.13 * len(classes)
-    size = 8 if few else 6
-
+    classes = classes_in(counts)
+    side = 3.0  # inches
+    if len(classes) > FEW_CLASSES:
+        side = 0.13 * len(classes)
     figure = Figure(figsize=(side * len(counts) + 1.2, side + 0.8))
     axes = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
     for axis, (method, (pairs, n_trials)) in zip(axes, counts.items(), strict=True):
-        shares = np.array([[pairs[label, guess] for guess in classes] for label in classes], float)
-        shares *= 100 / np.maximum(shares.sum(axis=1, keepdims=True), 1)
-        image = axis.imshow(shares, vmin=0, vmax=100, origin="upper", aspect="equal")
-        if few:
-            write_shares(axis, shares)
+        image = draw_shares(axis, shares_of(pairs, classes), classes)
         axis.set(title=f"{results.name}, {method}: {n_trials} trials", xlabel="taken for")
-        turned = 0 if few and max(map(len, classes)) <= 2 else 90
-        axis.set_xticks(range(len(classes)), classes, fontsize=size, rotation=turned)
-        axis.set_yticks(range(len(classes)), classes, fontsize=size)
     axes[0].set_ylabel("class")
     figure.colorbar(image, ax=axes, label="% of the clips of a class", shrink=0.8)
     return figure
+
+
+def classes_in(counts):
+    """Names of all classes in what count_predictions gives, in order."""
+    classes = set()
+    for pairs, _ in counts.values():
+        for label, guess in pairs:
+            classes.add(label)
+            classes.add(guess)
+    return sorted(classes, key=place_of_class)
 
 
 def place_of_class(name):
@@ -418,6 +415,33 @@ def count_predictions(results, storage):
             pairs.update((label, guess) for _, label, guess, _ in rows)
             counts[trial["method"]] = (pairs, n_trials + 1)
     return counts
+
+
+def shares_of(pairs, classes):
+    """Percentages of the clips of each class, shape = (classes, predicted classes).
+
+    pairs: how often each (class, predicted class) is. A class without clips has zeros.
+    """
+    shares = np.zeros((len(classes), len(classes)))
+    for row, label in enumerate(classes):
+        for column, guess in enumerate(classes):
+            shares[row, column] = pairs[label, guess]
+    return 100 * shares / np.maximum(shares.sum(axis=1, keepdims=True), 1)
+
+
+def draw_shares(axis, shares, classes):
+    """A picture of percentages, see shares_of, with the names of the classes beside it."""
+    image = axis.imshow(shares, vmin=0, vmax=100, origin="upper", aspect="equal")
+    rotation = 90
+    size = 6
+    if len(classes) <= FEW_CLASSES:
+        write_shares(axis, shares)
+        size = 8
+        if max(map(len, classes)) <= 2:  # such as digits
+            rotation = 0
+    axis.set_xticks(range(len(classes)), classes, fontsize=size, rotation=rotation)
+    axis.set_yticks(range(len(classes)), classes, fontsize=size)
+    return image
 
 
 def write_shares(axis, shares):

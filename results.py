@@ -36,6 +36,10 @@ TABLE = "{0}/{0}.csv"
 EPOCHS = "{0}/epochs.csv"
 PREDICTIONS = "{0}/predictions.csv"
 
+# Keys by which an experiment.json that is no Plan is known.
+KEPT = "n_trials"  # of what predict_test.py --keep copies
+VERSION_1 = "batches"  # of an earlier version of these scripts
+
 MOVED_ASIDE = r"\.\d{8}-\d{6}$"  # end of the name of an experiment that --restart moved
 
 
@@ -165,12 +169,12 @@ class Experiment:
         path = f"{self.address}/experiment.json"
         try:
             values = json.loads(content)
-            if "batches" in values:  # of version 1, which knew other keys of trials
+            if VERSION_1 in values:  # which knew other keys of trials
                 raise InputError(
                     f"{path} is of an earlier version of these scripts: tables and figures read "
                     "it; to train, move it aside with main.py --restart, or change --name."
                 )
-            if "n_trials" in values:
+            if KEPT in values:
                 raise InputError(
                     f"{path} is what predict_test.py --keep copied, for tables and figures alone: "
                     "to train or test, name another folder of results."
@@ -184,13 +188,21 @@ class Experiment:
             ) from None
 
     def is_kept(self):
-        """Whether it is of predict_test.py --keep, where no plan says which trials belong."""
+        """Whether predict_test.py --keep made it."""
+        return KEPT in self.record()
+
+    def is_without_plan(self):
+        """Whether experiment.json is of a kind that does not say which trials belong."""
+        return self.is_kept() or VERSION_1 in self.record()
+
+    def record(self):
+        """What experiment.json holds, a dict; empty where it is not there or damaged."""
         content = self.storage.read(RECORD.format(self.name))
         try:
             record = json.loads(content or "")
         except (ValueError, RecursionError):
-            return False
-        return isinstance(record, dict) and not {"batches", "n_trials"}.isdisjoint(record)
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def write_plan(self, plan):
         self.storage.write(RECORD.format(self.name), json.dumps(plan.model_dump(), indent=2) + "\n")

@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from scipy.special import stdtrit
 
 from config import NO_IDENTITY, Config, InputError, first_line
-from results import EPOCHS, MOVED_ASIDE, PREDICTIONS, RECORD, TABLE
+from results import EPOCHS, MOVED_ASIDE, PREDICTIONS, RECORD, TABLE, VERSION_1
 
 WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
@@ -322,7 +322,7 @@ def parse_record(content):
     record = json.loads(content)
     found = {"n_trials": 0, "max_epochs": None, "trials": None, "finished": {}}
     found["n_recordings"] = None
-    if "batches" in record:  # version 1
+    if VERSION_1 in record:
         found["n_trials"] = sum(batch["n_trials"] for batch in record["batches"])
         if record.get("data"):
             found["n_recordings"] = record["data"]["clips"]

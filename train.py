@@ -9,6 +9,7 @@ config.py has the keys of a config.
 
 import copy
 import math
+import os
 import time
 
 import torch
@@ -55,10 +56,15 @@ def train(config, data, report, state=None, gpus=1):
         restore(state, net, optimizer, shuffle, random)
 
     data = data.to(device)
+    large_batch = batch_without_gradients(net.spectrogram_layer, data.clips, config.batch_size)
+    evaluation_batch = large_batch
+    if has_convolutions(net):
+        evaluation_batch = config.batch_size
+
     trained = net
     lacked_memory = False
     if not config.trainable:
-        features = fixed_features(data, net.spectrogram_layer, config.batch_size, gpus)
+        features = fixed_features(data, net.spectrogram_layer, large_batch, gpus)
         if features is None:
             lacked_memory = True
         else:
@@ -79,7 +85,7 @@ def train(config, data, report, state=None, gpus=1):
         batches = data.splits["train"][order].split(config.batch_size)
         loss, energy = train_epoch(trained, loss_function, optimizer, data, batches)
         valid_loss, valid_acc = evaluate(
-            trained, loss_function, data, data.splits["valid"], config.batch_size
+            trained, loss_function, data, data.splits["valid"], evaluation_batch
         )
 
         epoch = len(history) + 1
@@ -143,7 +149,7 @@ def prepare(config):
 
 def make_optimizer(net, config):
     """The optimizer with two groups: λ at its own learning rate, all other weights."""
-    machine.let_torch_compile()
+    os.environ.update(machine.torch_settings())
     groups = dmel.parameter_groups(net, lr_lambd=config.lr_tf)
     optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer_name]
     return optimizer(groups, lr=config.lr_model, fused=True)
@@ -212,18 +218,8 @@ def train_epoch(net, loss_function, optimizer, data, batches):
 
 @torch.no_grad()
 def evaluate(net, loss_function, data, indices, batch_size):
-    """Loss and accuracy (0..1), means over the examples of the given indices.
-
-    batch_size: clips at a time; on a GPU there may be more, see larger_batch.
-    """
+    """Loss and accuracy (0..1), means over the examples of the given indices."""
     net.eval()
-    # A network with convolutions keeps its batches: each of the 64 channels of Cnn6's first block
-    # is as large as the features, 8 MB together for a clip of esc50, and trials share a GPU.
-    has_convolutions = any(isinstance(module, nn.Conv2d) for module in net.modules())
-    if data.clips.is_cuda and not has_convolutions:
-        _, features_of_one = net(data.clips[:1])
-        batch_size = larger_batch(batch_size, features_of_one)
-
     total_loss = torch.zeros((), device=data.clips.device)
     total_correct = torch.zeros((), device=data.clips.device)
 
@@ -236,22 +232,33 @@ def evaluate(net, loss_function, data, indices, batch_size):
     return total_loss.item() / len(indices), total_correct.item() / len(indices)
 
 
-def larger_batch(batch_size, features_of_one):
-    """Clips at a time for a GPU that computes without gradients: batch_size, or more.
+@torch.no_grad()
+def batch_without_gradients(layer, clips, batch_size):
+    """How many clips a layer takes at a time without gradients, batch_size or more.
 
-    As many kernels start for a small batch as for a large one, so a batch gets GPU_BATCH_BYTES of
-    features; features_of_one are those of one clip. A CPU keeps its batches: sums over others would
-    round differently, and the kept numbers would move.
+    On a GPU they are so many that their features fill GPU_BATCH_BYTES, since as many kernels start
+    for a small batch as for a large one. A CPU keeps its batches: sums over others would round
+    differently, and the kept numbers would move.
     """
-    return max(batch_size, GPU_BATCH_BYTES // features_of_one.nbytes)
+    if not clips.is_cuda:
+        return batch_size
+    return max(batch_size, GPU_BATCH_BYTES // layer(clips[:1]).nbytes)
+
+
+def has_convolutions(net):
+    """Whether a network needs far more memory than the features that go into it.
+
+    Each of the 64 channels of Cnn6's first block is as large as they are, 8 MB together for a clip
+    of esc50, and trials share a GPU.
+    """
+    return any(isinstance(module, nn.Conv2d) for module in net.modules())
 
 
 @torch.no_grad()
 def fixed_features(data, layer, batch_size, gpus=1):
     """The layer's features of all that is trained and validated on, the same in every epoch.
 
-    batch_size: clips at a time; on a GPU there may be more. gpus: share of its GPU that is the
-    trial's.
+    batch_size: clips at a time. gpus: share of its GPU that is the trial's.
 
     Returns (n, frames, bands) in the order of data.clips, where those of other parts are not
     filled, or None where that takes too much memory.
@@ -259,7 +266,6 @@ def fixed_features(data, layer, batch_size, gpus=1):
     first = layer(data.clips[:1]).transpose(-1, -2)
     if first.is_cuda:
         free = machine.free_gpu_memory(first.device, gpus)
-        batch_size = larger_batch(batch_size, first)
     else:
         free = machine.free_memory() * torch.get_num_threads() / machine.cpus()
     if len(data.clips) * first.nbytes > FEATURE_MEMORY * free:

@@ -6,7 +6,7 @@ net, config = load_network("ray_results", "audio_mnist")
 """
 
 from config import InputError
-from results import RECORD, Experiment
+from results import Experiment
 
 BEST = "best"  # in place of a trial's key
 
@@ -74,16 +74,17 @@ def with_networks(storage):
 
 def read_best(experiment, keys):
     """What the file of the best trial with a trained window holds; keys: of all that have one."""
-    configs = None
-    if experiment.storage.read(RECORD.format(experiment.name)) and not experiment.is_kept():
-        configs = experiment.read_plan().configs()
-        keys = [key for key in keys if key in configs and configs[key].trainable]
+    plan = None
+    if not experiment.is_without_plan():
+        plan = experiment.read_plan()
+    configs = {}
+    if plan is not None:
+        configs = plan.configs()  # their max_epochs are those of now
+        keys = [key for key in keys if key in configs]
 
     best = None
     for key, state in experiment.read_trials(keys):
-        config = state["config"]
-        if configs is not None:
-            config = configs[key]  # its max_epochs is that of now
+        config = configs.get(key, state["config"])
         row = state["history"][-1]
         if not config.trainable or not config.is_finished(row):
             continue

@@ -321,40 +321,54 @@ def batch_sizes(module, function, *arguments):
 @pytest.mark.parametrize(
     ("model_name", "batch_size", "on_cpu", "on_gpu"),
     [
-        ("linear_net", 10, [10, 10, 10], [1, 25, 5]),
-        ("linear_net", 30, [30], [1, 30]),  # never smaller ones than those of training
+        ("linear_net", 10, [10, 10, 10], [25, 5]),
+        ("linear_net", 30, [30], [30]),  # never smaller ones than those of training
         ("conv_net", 10, [10, 10, 10], [10, 10, 10]),
     ],
 )
 def test_a_gpu_evaluates_in_larger_batches(model_name, batch_size, on_cpu, on_gpu, monkeypatch):
-    config = config_of(search_spaces.time_frequency, n_samples=300, model_name=model_name)
+    changes = {"n_samples": 300, "model_name": model_name, "batch_size": batch_size}
+    config = config_of(search_spaces.time_frequency, **changes)
     data = datasets.load(config)
-    net, loss_function = models.build(config)
     monkeypatch.setattr(train, "GPU_BATCH_BYTES", 25 * FEATURE_BYTES)
+    evaluate = train.evaluate
+    sizes = []
 
+    def recorded(net, *arguments):
+        sizes_of_call, outcome = batch_sizes(net, evaluate, net, *arguments)
+        sizes.append(sizes_of_call)
+        return outcome
+
+    monkeypatch.setattr(train, "evaluate", recorded)
     outcomes = []
-    for clips, expected in ((data.clips, on_cpu), (data.clips.as_subclass(SaysCuda), on_gpu)):
-        its_data = data._replace(clips=clips)
-        arguments = (net, loss_function, its_data, data.splits["valid"], batch_size)
-        sizes, outcome = batch_sizes(net, train.evaluate, *arguments)
-        assert sizes == expected
-        outcomes.append(outcome)
+    for clips in (data.clips, data.clips.as_subclass(SaysCuda)):
+        history, _ = trained(config, data._replace(clips=clips))
+        outcomes.append([history[-1]["valid_loss"], history[-1]["valid_acc"]])
+    assert sizes == [on_cpu, on_gpu]
     assert outcomes[1] == pytest.approx(outcomes[0], rel=1e-5)
 
 
 def test_a_gpu_computes_fixed_features_in_larger_batches(monkeypatch):
-    config = config_of(search_spaces.time_frequency, n_samples=100, trainable=False)
+    config = config_of(search_spaces.time_frequency, n_samples=100, trainable=False, batch_size=30)
     data = datasets.load(config)
     on_gpu = data._replace(clips=data.clips.as_subclass(SaysCuda))
-    net, _ = models.build(config)
-    layer = net.spectrogram_layer
     monkeypatch.setattr(train, "GPU_BATCH_BYTES", 50 * FEATURE_BYTES)
     monkeypatch.setattr(machine, "free_gpu_memory", lambda device, gpus: 2**40)
+    fixed_features = train.fixed_features
+    sizes = []
+    features = []
 
-    sizes, expected = batch_sizes(layer, train.fixed_features, data, layer, 30)
-    assert sizes == [1, 30, 30, 10, 10]  # 70 to train, 10 to validate
-    sizes, features = batch_sizes(layer, train.fixed_features, on_gpu, layer, 30)
-    assert sizes == [1, 50, 20, 10]
+    def recorded(data, layer, *arguments):
+        sizes_of_call, result = batch_sizes(layer, fixed_features, data, layer, *arguments)
+        sizes.append(sizes_of_call)
+        features.append(result)
+        return result
+
+    monkeypatch.setattr(train, "fixed_features", recorded)
+    trained(config, data)
+    trained(config, on_gpu)
+    assert sizes == [[1, 30, 30, 10, 10], [1, 50, 20, 10]]  # 70 to train, 10 to validate
+    expected, found = features
     for part in ("train", "valid"):
         indices = data.splits[part]
-        torch.testing.assert_close(features[indices].as_subclass(torch.Tensor), expected[indices])
+        torch.testing.assert_close(found[indices].as_subclass(torch.Tensor), expected[indices])

@@ -268,11 +268,12 @@ def test_renamed_recordings_and_classes_have_their_present_names(digits, run, di
     test_split = datasets.split_clips(config, recordings)["test"].tolist()
     rows = [rows[index] for index in test_split]
     last_row = digits.read_trial(config.key)["history"][-1]
-    tested = predict_test.LastEpoch(
+    last_epoch = predict_test.LastEpoch(
         training_iteration=last_row["training_iteration"], valid_loss=last_row["valid_loss"]
     )
+    tested = predict_test.TestedBefore(last_epoch, rows)
     for classes, is_right in ((names, True), (list("0123456789"), False)):
-        arguments = (tested, rows, last_row, config, recordings, classes)
+        arguments = (tested, last_row, config, recordings, classes)
         assert predict_test.is_still_right(*arguments) == is_right
 
 
@@ -408,3 +409,13 @@ def test_results_are_kept_nowhere_else_than_beside_kept_ones(pulses, run, tmp_pa
     with pytest.raises(InputError, match=r"^--keep: \S+/pulses is there, and not what --keep"):
         run(pulses, "--keep", tmp_path / "results")
     assert pulses.read_plan() is not None and sorted(pulses.trial_keys()) == before
+
+
+def test_what_an_earlier_version_trained_is_not_replaced(pulses, run, tmp_path):
+    trained = tmp_path / "trained" / "pulses"
+    (trained / "trials").mkdir(parents=True)
+    (trained / "trials" / "0123456789ab.pt").write_bytes(b"a trial")
+    (trained / "experiment.json").write_text('{"search_space": {}, "batches": []}')
+    with pytest.raises(InputError, match=r"^--keep: \S+/pulses is there, and not what --keep"):
+        run(pulses, "--keep", tmp_path / "trained")
+    assert (trained / "trials" / "0123456789ab.pt").read_bytes() == b"a trial"
