@@ -420,6 +420,7 @@ class Console(tune.Callback):
 
     def show(self, trials):
         """Prints the table."""
+        all_configs = [trial.config["config"] for trial in trials]
         if len(trials) > MAX_ROWS:
             chosen = [trial for trial in trials if self.states.get(trial) in ("RUNNING", "ERROR")]
             trials = chosen or trials
@@ -429,7 +430,8 @@ class Console(tune.Callback):
             state = STATES.get(self.states.get(trial), "waiting")
             rows.append({**trial.config["config"], **trial.last_result, "trial": state})
         table = pd.DataFrame(rows).rename(columns={"training_iteration": "epoch"})
-        table = table.reindex(columns=[*PARAMETERS, "trial", "epoch", *METRICS])
+        keys = [*PARAMETERS, *varying_keys(all_configs)]
+        table = table.reindex(columns=[*keys, "trial", "epoch", *METRICS])
         text = table.to_string(index=False, na_rep="", float_format="%.4g", max_rows=MAX_ROWS)
         self.bar.write(f"{text}\n")
 
@@ -441,6 +443,12 @@ class Console(tune.Callback):
     def on_experiment_end(self, trials, **info):
         self.show(trials)
         self.bar.close()
+
+
+def varying_keys(configs):
+    """Keys beside PARAMETERS that have several values among configs, dicts."""
+    values = pd.DataFrame(configs).astype(str)
+    return [key for key in values.columns.drop(list(PARAMETERS)) if values[key].nunique() > 1]
 
 
 def name_of(trial):

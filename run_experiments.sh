@@ -12,11 +12,17 @@ here=$(cd "$(dirname "$0")" && pwd)
 trap : INT # main.py, which gets Ctrl-C too, ends with 130 and says what it leaves
 
 restart=
+dry_run=
 for flag in "$@"; do
-    [ "$flag" != --restart ] || restart=yes
+    case $flag in
+    --restart) restart=yes ;;
+    --dry_run) dry_run=yes ;;
+    esac
 done
 experiments=${EXPERIMENTS:-audio_mnist time_frequency esc50}
-[ -z "$restart" ] || echo "run_experiments.sh: --restart moves aside: $experiments"
+if [ -n "$restart" ] && [ -z "$dry_run" ]; then
+    echo "run_experiments.sh: --restart moves aside: $experiments"
+fi
 
 refused=
 failed=

@@ -415,6 +415,17 @@ def test_the_console_outlives_a_trial_that_fails_in_its_first_epoch():
     assert list(console.states.values()) == ["ERROR", "RUNNING"]
 
 
+def test_the_console_tells_trials_apart_by_all_that_varies(capsys):
+    trials = []
+    for lr_tf in (1.0, 0.3):
+        values = {"init_lambd": 6.38, "trainable": True, "seed": 0, "lr_tf": lr_tf, "patience": 9}
+        trials.append(mock.MagicMock(last_result={}, config={"config": values}))
+    cluster.Console("tiny", 2, seconds=0).show(trials)
+    headings, *rows = capsys.readouterr().out.strip().splitlines()
+    assert headings.split()[:5] == ["init_lambd", "trainable", "seed", "lr_tf", "trial"]
+    assert [row.split()[3] for row in rows] == ["1", "0.3"]
+
+
 # GPUs
 
 
