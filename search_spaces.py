@@ -67,6 +67,11 @@ def esc50(max_epochs):
     }
 
 
+def esc50_bfloat16(max_epochs):
+    """esc50 for processors that compute quicker in bfloat16, see docs/performance.md."""
+    return {**esc50(max_epochs), "bf16": True}
+
+
 def time_frequency(max_epochs):
     return {
         "dataset_name": "time_frequency",
