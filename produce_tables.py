@@ -125,9 +125,8 @@ def print_notes(results):
     trials = results.trials
     ended_early = trials[is_cut(trials)]
     if len(ended_early):
-        limits = " or ".join(f"{epochs:.0f}" for epochs in sorted(ended_early["epochs"].unique()))
         print(
-            f"% {len(ended_early)} of {n} trials ended after {limits} epochs, "
+            f"% {len(ended_early)} of {n} trials ended after {epochs_text(ended_early)} epochs, "
             "before patience ran out"
         )
     n_longer = (trials["epochs"] > results.max_epochs).sum()
@@ -135,6 +134,8 @@ def print_notes(results):
         print(
             f"% {n_longer} of {n} trials have more than the {results.max_epochs} epochs asked for"
         )
+    if results.precisions:
+        print(f"% computed in {' and '.join(results.precisions)}")
     print(versions_note(results), end="")
 
 
@@ -143,6 +144,11 @@ def is_cut(trials):
     if "best_epoch" in trials and "config/patience" in trials:
         return trials["epochs"] - trials["best_epoch"] < trials["config/patience"]
     return trials["epochs"] >= trials["config/max_epochs"]
+
+
+def epochs_text(trials):
+    """How many epochs trials have, such as "10" or "10 or 20"."""
+    return " or ".join(f"{epochs:.0f}" for epochs in sorted(trials["epochs"].unique()))
 
 
 def versions_note(*several):
@@ -400,8 +406,12 @@ def print_claims(experiments, paper, costs, rates):
     of_the_paper = {}
     for results in experiments:
         experiment = papers_experiment(results)
-        if experiment is not None and results.name == experiment:
+        if experiment is None:
+            continue
+        if results.name == experiment:
             of_the_paper[experiment] = results
+        elif results.name == f"{experiment}_bfloat16":  # where it was not trained in float32
+            of_the_paper.setdefault(experiment, results)
     if not of_the_paper or paper.empty:
         return
 
@@ -445,7 +455,7 @@ def accuracy_claims(experiment, results, paper):
         rows.append(
             (
                 claim,
-                f"{experiment}, {cell.init}",
+                f"{results.name}, {cell.init}",
                 f"{reported:+z.1f}",
                 gain.text("+z.1f"),
                 gain.n,
@@ -481,22 +491,31 @@ def window_claim(experiment, results, paper):
     elif set(answers) == {"holds"}:
         answer = "holds"
     unit = "samples" if results.in_samples else "ms"
-    goal = f"{experiment}, all starts: {least:.4g} to {most:.4g} {unit}"
+    goal = f"{results.name}, all starts: {least:.4g} to {most:.4g} {unit}"
     data = data_text(experiment, results)
     texts = ("; ".join(reported), "; ".join(measured))
     return ("3", goal, *texts, min(counts, default=0), data, answer)
 
 
 def data_text(experiment, results):
-    """On what the results were trained, where that is not the paper's data."""
+    """On what the results were trained, and how far and in what where that is not as usual."""
+    texts = []
+    n = results.n_recordings
     if experiment == "time_frequency":
-        return "the paper's"
-    complete = DATASETS[experiment].n_recordings
-    if results.n_recordings is None:
-        return "not recorded"
-    if results.n_recordings == complete:
-        return "the paper's"
-    return f"not the paper's: {results.n_recordings} recordings, not {complete}"
+        texts.append("the paper's")
+    elif n is None:
+        texts.append("not recorded")
+    elif n == DATASETS[experiment].n_recordings:
+        texts.append(f"{n} recordings, as in the paper")
+    else:
+        complete = DATASETS[experiment].n_recordings
+        texts.append(f"not the paper's: {n} recordings, not {complete}")
+
+    trials = results.trials
+    if is_cut(trials).all():
+        texts.append(f"{epochs_text(trials)} epochs")
+    texts += results.precisions
+    return "; ".join(texts)
 
 
 def cost_claims(costs):

@@ -322,6 +322,24 @@ def test_claims_are_of_the_papers_experiments_where_nothing_else_varies(output, 
     assert "Claims of the paper" not in output(produce_tables)
 
 
+def test_what_was_computed_in_bfloat16_is_told(output, tmp_path):
+    """Its tables have the paper's numbers, and its claims stand in for those in float32."""
+    write_experiment(tmp_path, "audio_mnist_bfloat16", patience=51, bf16=True, recordings=30000)
+    tables = output(produce_tables)
+    assert "% computed in bfloat16\n" in tables
+    assert "| (314, 442) ms | 94.9 ± 1.0 |" in tables
+    assert {row[1].split(",")[0] for row in claims(tables)} == {"audio_mnist_bfloat16"}
+    assert {row[5] for row in claims(tables)} == {
+        "30000 recordings, as in the paper; 100 epochs; bfloat16"
+    }
+
+    write_experiment(tmp_path)
+    tables = output(produce_tables)
+    assert tables.count("% computed in bfloat16\n") == 1
+    assert {row[1].split(",")[0] for row in claims(tables)} == {"audio_mnist"}
+    assert {row[5] for row in claims(tables)} == {"not recorded"}
+
+
 # Figures
 
 
