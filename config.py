@@ -328,9 +328,20 @@ def draw(space, seed):
                 f"{type(reason).__name__}: {first_line(reason)}: mend that and start again."
             ) from None
         for variant in variants:
-            config = parse(with_hash_of_checkpoint(plain(variant) | {"seed": seed}))
+            variant = without_default_split(plain(variant))
+            config = parse(with_hash_of_checkpoint(variant | {"seed": seed}))
             configs[config.key] = config
     return configs
+
+
+def without_default_split(config):
+    """A config, a dict, without the name of the split that its dataset has anyway."""
+    from datasets import DATASETS  # here, as it imports this file
+
+    dataset = DATASETS.get(config.get("dataset_name"))
+    if dataset is not None and config.get("split") == next(iter(dataset.splits)):
+        del config["split"]
+    return config
 
 
 def comparable(value):

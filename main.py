@@ -256,12 +256,9 @@ def warn_of_edited_scripts(name, work):
     edited = set()
     n_trials = 0
     for trial in work.trained.values():
-        different = {
-            script
-            for version in trial.scripts
-            for script in now
-            if version.get(script) != now[script]
-        }
+        different = set()
+        for version in trial.scripts:
+            different |= {script for script in now if version.get(script) != now[script]}
         edited |= different
         n_trials += bool(different)
 
@@ -315,9 +312,12 @@ def train_trials(experiment, old_plan, work, args):
     import datasets
 
     check_trials(work)
-    if args.ray_address is None and args.gpus_per_trial != 0:
+    any_config = next(iter(work.configs.values()))  # all have the same recordings and device
+    gpus = args.gpus_per_trial
+    if gpus is None and any_config.device == "cpu":
+        gpus = 0
+    if args.ray_address is None and gpus != 0:
         check_gpus(work.configs[key] for key in work.to_train)
-    any_config = next(iter(work.configs.values()))  # all of them work on the same recordings
     recordings = datasets.recordings_of(any_config, args.data_dir)
     data = data_of(recordings)
     check_recordings(args.name, [trial.data for trial in work.trained.values()], data)
@@ -336,9 +336,7 @@ def train_trials(experiment, old_plan, work, args):
         with cluster.connected(args.ray_address, args.num_cpus):
             if args.ray_address:
                 cluster.check_nodes(experiment, plan)
-            resources = cluster.resources(
-                RESOURCES_PER_TRIAL, args.cpus_per_trial, args.gpus_per_trial
-            )
+            resources = cluster.resources(RESOURCES_PER_TRIAL, args.cpus_per_trial, gpus)
             trial = tune.with_parameters(
                 run_trial,
                 recordings=recordings,
@@ -439,7 +437,7 @@ def run_trial(config, recordings, data, experiment, save_seconds):
         versions = [version for version in state["scripts"] if version != scripts()] + versions
 
     log_folder = f"{context.get_experiment_name()}/{os.path.basename(context.get_trial_dir())}"
-    about = {
+    provenance_of_trial = {
         "config": config,
         "data": data,
         "scripts": versions,
@@ -451,7 +449,7 @@ def run_trial(config, recordings, data, experiment, save_seconds):
         nonlocal due
         begin = time.monotonic()
         if config.is_finished(row) or begin >= due:
-            experiment.write_trial(key, {**snapshot(), **about})
+            experiment.write_trial(key, {**snapshot(), **provenance_of_trial})
             end = time.monotonic()
             due = end + max(save_seconds, 50 * (end - begin))  # writing takes 2 % of the time
         tune.report(row)

@@ -86,7 +86,8 @@ def chosen_experiments(args):
     for name in args.experiment or ():
         if name not in experiments:
             raise InputError(
-                f"--experiment: there are no results of '{name}', but of {', '.join(experiments)}."
+                f"--experiment: there are no results of '{name}', but of "
+                f"{', '.join(experiments) or 'none'}."
             )
     return {name: experiments[name] for name in args.experiment or experiments}
 
@@ -114,17 +115,22 @@ def dmel(experiments, args):
 
 
 def before_after(experiments, args):
-    """What the network sees of a clip before and after training, for every initial window."""
+    """What the network sees of a clip before and after training, for every initial window.
+
+    Where more than that varies, it is the network of the first cell.
+    """
     results, clip = chosen_clip(experiments, args)
+    trained = [cell for cell in cells(results.trials) if len(cell.trained)]
+    config = config_of(trained[0].trained.iloc[0])
     before = []
     after = []
-    for cell in cells(results.trials):
-        if len(cell.trained):
+    for cell in trained:
+        if cell.model == trained[0].model:
             trial = cell.trained.iloc[0]
             title = f"before training: {cell.init_window:.0f} ms"
             before.append((title, trial["config/init_lambd"]))
             after.append((f"after training: {trial['window']:.0f} ms", trial["best_lambd_est"]))
-    figure, _ = pictures(config_of(trial), [clip, clip], [before, after], 3.8)
+    figure, _ = pictures(config, [clip, clip], [before, after], 3.8)
     return figure
 
 
@@ -173,8 +179,11 @@ def config_of(trial):
     config = {}
     for key in Config.model_fields:
         value = trial.get(f"config/{key}")
-        if value is not None and value == value:  # not nan
-            config[key] = value
+        if value is None or value != value:  # nan
+            continue
+        if isinstance(value, float) and value.is_integer():  # beside empty cells pandas has no int
+            value = int(value)
+        config[key] = value
     with contextlib.suppress(KeyError, TypeError, ValueError, SyntaxError):
         config["split"] = ast.literal_eval(config["split"])  # groups; a name stays as it is
     config = parse(config | {"pretrained": False})
@@ -280,6 +289,8 @@ def accuracy(experiments, args):
             for is_trained, (marker, shift) in looks.items():
                 trials = results.trials[results.trials["model"] == model]
                 trials = trials[trials["config/trainable"] == is_trained]
+                if trials.empty:  # such as where they failed
+                    continue
                 by_window = trials.groupby("init_window")["accuracy"]
                 values = [Interval(runs).within(0, 100) for _, runs in by_window]
                 most_runs = max(most_runs, by_window.size().max())

@@ -29,6 +29,7 @@ from summary import (
     markdown_table,
     papers_experiment,
     papers_row,
+    read,
     read_all,
     read_costs,
     read_paper,
@@ -358,6 +359,8 @@ def comparison(first, second):
     """
     keys = identity(pd.concat([first.trials, second.trials], keys=["first", "second"]))
     varying = sorted({*first.varying, *second.varying})
+    if any(results.trials["config/model_name"].nunique() > 1 for results in (first, second)):
+        varying.append("model_name")
     rows = []
     for cell in cells(second.trials):
         for method, trials in cell.halves():
@@ -473,6 +476,7 @@ def window_claim(experiment, results, paper):
     reported = []
     answers = []
     counts = []
+    starts = paper[(paper["experiment"] == experiment) & (paper["method"] != "baseline")]
     for cell in cells(results.trials):
         row = papers_row(paper, experiment, cell, results.trained_method)
         if row is None or len(cell.trained) == 0:
@@ -484,8 +488,12 @@ def window_claim(experiment, results, paper):
         counts.append(len(windows))
 
     answer = "undecided"
-    if "does not hold" in answers:
+    if not answers:
+        answer = "not run"
+    elif "does not hold" in answers:
         answer = "does not hold"
+    elif len(answers) < len(starts):
+        answer = "not all starts"
     elif "not enough runs" in answers:
         answer = "not enough runs"
     elif set(answers) == {"holds"}:
@@ -572,9 +580,13 @@ def mean_interval(row):
 
 def read_rates(storage):
     """The table that convergence_rate.py wrote, at the rates nearest to the paper's iterations."""
-    content = storage.read("convergence_rate/iterations.csv")
-    if content is None:
-        return pd.DataFrame()
+    name = "convergence_rate/iterations.csv"
+    rates = read(storage, name, parse_rates, "convergence_rate.py")
+    return pd.DataFrame() if rates is None else rates
+
+
+def parse_rates(content):
+    """See read_rates."""
     rates = pd.read_csv(io.BytesIO(content))
     return rates[rates["rate"].isin(SHOWN_RATES)]
 

@@ -24,14 +24,36 @@ MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "L
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 PAPER = Path(__file__).with_name("results") / "paper.csv"
 PRECISIONS = {"tf32": "TF32", "bf16": "bfloat16"}  # in words, where they are not float32
-PAPERS_MODELS = {
-    "esc50": "panns_cnn6",
-    "audio_mnist": "mel_linear_net",
-    "time_frequency": "linear_net",
+# What makes an experiment the paper's: its data, layer and network. Optimizer, learning rates and
+# epochs may differ, as the paper and its software do. So may tf32 and bf16, which the tables name.
+PAPERS_KEYS = {
+    "esc50": {
+        "model_name": "panns_cnn6",
+        "resample_rate": 8000,
+        "n_points": 40000,
+        "hop_length": 80,
+        "n_mels": 64,
+        "energy_normalize": True,
+    },
+    "audio_mnist": {
+        "model_name": "mel_linear_net",
+        "resample_rate": 8000,
+        "n_points": 8000,
+        "hop_length": 80,
+        "n_mels": 64,
+        "energy_normalize": True,
+    },
+    "time_frequency": {
+        "model_name": "linear_net",
+        "n_samples": 5000,
+        "n_points": 128,
+        "sigma_ref": 6.38,
+        "noise_std": 0.5,
+        "hop_length": 1,
+    },
 }
-# Keys that are off in the paper's experiments. tf32 and bf16 are not among them: a faster way to
-# compute the same experiment, which the tables name.
-BEYOND_THE_PAPER = (
+OFF_IN_THE_PAPER = (
+    "normalize_window",
     "continuous",
     "zero_floor",
     "augment",
@@ -177,20 +199,22 @@ def read_paper():
 def papers_experiment(results):
     """The experiment of the paper that Results are of, None where they are of none.
 
-    They are where their dataset and model are its own and all that goes beyond the paper is off.
-    The name makes no difference.
+    They are where data, layer and network are its own. The name makes no difference.
     """
     trials = results.trials
     if results.varying or len(trials) == 0 or "config/dataset_name" not in trials:
         return None
     first = trials.iloc[0]
-    if PAPERS_MODELS.get(first["config/dataset_name"]) != first["config/model_name"]:
+    experiment = first["config/dataset_name"]
+    if experiment not in PAPERS_KEYS:
         return None
-    for key in BEYOND_THE_PAPER:
-        value = first.get(f"config/{key}", False)
-        if not pd.isna(value) and value:
+
+    wanted = PAPERS_KEYS[experiment] | dict.fromkeys(OFF_IN_THE_PAPER, False)
+    for key, value in wanted.items():
+        own = first.get(f"config/{key}")
+        if not pd.isna(own) and own != value:
             return None
-    return first["config/dataset_name"]
+    return experiment
 
 
 def papers_row(paper, experiment, cell, method):
@@ -303,10 +327,10 @@ def read_results(storage, name):
     )
 
 
-def read(storage, name, parse):
+def read(storage, name, parse, maker="predict_test.py"):
     """What parse makes of a file's content, None where there is no file.
 
-    Raises InputError where it can make nothing of it.
+    Raises InputError where it can make nothing of it, which names what makes the file.
     """
     try:
         content = storage.read(name)
@@ -319,7 +343,7 @@ def read(storage, name, parse):
             problem = f"there is no {error}"
         raise InputError(
             f"{storage.address}/{name} cannot be used ({problem}): restore it, or make it again "
-            "with predict_test.py."
+            f"with {maker}."
         ) from None
 
 
@@ -380,7 +404,7 @@ def parse_trials(content):
     (the trained one) and accuracy (percent).
     """
     # Hexadecimal digits may all be decimal ones, and are no number.
-    dtype = {"config/trainable": bool, "trial_id": str, "predictions": str}
+    dtype = {"config/trainable": bool, "trial_id": str, "scripts": str, "predictions": str}
     trials = parse_table(content, COLUMNS, SOMETIMES, index_col=0, dtype=dtype)
     wrong = trials[["config/model_name", "config/trainable"]].isna().any(axis=1)
     wrong |= trials.index.duplicated()
@@ -476,10 +500,15 @@ def parse_table(content, columns, sometimes=None, **options):
 
 def read_costs(storage):
     """Rows of `python -m benchmarks cost --output=cost.json`, none where that is not there."""
-    content = storage.read("cost.json")
-    if content is None:
+    return read(storage, "cost.json", parse_costs, "python -m benchmarks cost") or []
+
+
+def parse_costs(content):
+    """See read_costs; a report of other sections has none."""
+    sections = json.loads(content)["sections"]
+    if "cost" not in sections:
         return []
-    return json.loads(content)["sections"]["cost"]["rows"]
+    return sections["cost"]["rows"]
 
 
 # Cells
@@ -536,7 +565,7 @@ def identity(trials):
 
 def merged(values):
     """Numbers, where those that differ by no more than 1e-6 of themselves are the first of them."""
-    ordered = values.sort_values()
+    ordered = values.dropna().sort_values()
     group = (ordered.diff() > SAME * ordered.abs()).cumsum()
     return ordered.groupby(group).transform("first").reindex(values.index)
 

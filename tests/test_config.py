@@ -224,6 +224,13 @@ def test_equal_draws_count_once():
     assert len(draw(plain(space), 0)) == 4
 
 
+def test_the_name_of_the_split_that_a_dataset_has_anyway_makes_no_difference():
+    for space, split in ((search_spaces.esc50, "random"), (search_spaces.audio_mnist, "speakers")):
+        first = draw(space(1), 0)
+        assert draw(space(1) | {"split": split}, 0).keys() == first.keys()
+        assert not draw(space(1) | {"split": "folds"}, 0).keys() & first.keys()
+
+
 def test_weights_are_found_from_the_folder_of_the_trials_too():
     space = plain(search_spaces.esc50(1)) | {"checkpoint_path": "weights.pth"}
     for pretrained in (True, False):

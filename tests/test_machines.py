@@ -479,6 +479,12 @@ def test_bf16_needs_ampere(monkeypatch, capability, runs):
             check()
 
 
+def test_a_gpu_of_another_number(monkeypatch):
+    card(monkeypatch)
+    with pytest.raises(InputError, match=r"device = cuda:1: this process sees 1 GPUs.* cuda:0\.$"):
+        train.prepare(config_of(device="cuda:1"))
+
+
 def test_a_driver_that_is_too_old(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reason = "The NVIDIA driver on your system is too old (found version 11040). Please update"

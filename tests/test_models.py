@@ -10,6 +10,7 @@ from conftest import golden
 
 import models
 import search_spaces
+import train
 from config import InputError, parse
 from dmel import DMEL, DifferentiableSpectrogram
 
@@ -192,9 +193,11 @@ def build_pretrained(path, **changes):
     return net
 
 
-def test_published_checkpoint(tmp_path):
+def test_published_checkpoint(tmp_path, recwarn):
     path = tmp_path / "Cnn6.pth"
     expected = published_checkpoint(path)
+    train.check(config_of("panns_cnn6", pretrained=True, checkpoint_path=str(path)))
+    assert not recwarn.list
     net = build_pretrained(path)
     for key, value in net.head.state_dict().items():
         if not key.startswith("fc_esc50."):

@@ -358,7 +358,7 @@ def test_trials_of_other_recordings_are_refused():
 def train_trials(experiment, monkeypatch):
     """main.train_trials where n trials come to their end, and the others failed with errors."""
 
-    def run(n, lacked_memory=False, errors=(), **changes):
+    def run(n, lacked_memory=False, errors=(), space=SPACE, **changes):
         def fit(trial, configs, *others):
             for config in configs[:n]:
                 row = epoch_row(4) | {"lacked_memory": lacked_memory}
@@ -367,7 +367,7 @@ def train_trials(experiment, monkeypatch):
             return errors
 
         monkeypatch.setattr(cluster, "fit", fit)
-        old_plan, work = main.plan_work(experiment, SPACE, arguments(**changes))
+        old_plan, work = main.plan_work(experiment, space, arguments(**changes))
         main.train_trials(experiment, old_plan, work, arguments(**changes))
 
     monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
@@ -379,6 +379,14 @@ def train_trials(experiment, monkeypatch):
 def test_too_little_memory_is_told(train_trials, lacked_memory, capsys):
     train_trials(6, lacked_memory)
     assert ("Too little memory to keep the features" in capsys.readouterr().out) == lacked_memory
+
+
+def test_trials_for_the_cpu_take_no_gpu(train_trials, monkeypatch):
+    for device, asked, taken in (("cpu", None, 0), ("cuda:0", None, None), ("cpu", 0.5, 0.5)):
+        resources = mock.Mock(return_value={"cpu": 1})
+        monkeypatch.setattr(cluster, "resources", resources)
+        train_trials(6, space=SPACE | {"device": device}, gpus_per_trial=asked)
+        assert resources.call_args.args[-1] == taken
 
 
 def test_edited_scripts_are_told_in_a_line_also_where_nothing_is_left_to_train(experiment, capsys):

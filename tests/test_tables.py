@@ -313,6 +313,15 @@ def test_comparisons_match_every_key_that_varies_within_one_of_the_two(output, t
     assert "| LinearNet, lr_tf=0.5 | baseline | 5.0 | none to compare | 0 |  |  |" in tables
 
 
+def test_comparisons_match_models_that_vary(output, tmp_path):
+    for name in ("first", "second"):
+        rows = [(5.0, False, 5.0, 0.9, 0), (5.0, False, 5.0, 0.5, 0)]
+        write_csv(tmp_path, name, rows, **{"config/model_name": ["linear_net", "mlp_net"]})
+    tables = output(produce_tables, "--compare", "first", "second")
+    for model in ("LinearNet", "mlp_net"):
+        assert f"| {model} | baseline | 5.0 | +0.0 | 1 | 5.0 | 5.0 |" in tables
+
+
 def test_claims_are_of_the_papers_experiments_where_nothing_else_varies(output, tmp_path):
     write_experiment(tmp_path, "other")
     assert "Claims of the paper" not in output(produce_tables)
@@ -338,6 +347,60 @@ def test_what_was_computed_in_bfloat16_is_told(output, tmp_path):
     assert tables.count("% computed in bfloat16\n") == 1
     assert {row[1].split(",")[0] for row in claims(tables)} == {"audio_mnist"}
     assert {row[5] for row in claims(tables)} == {"not recorded"}
+
+
+def test_claims_are_of_the_papers_data_layer_and_network(output, tmp_path):
+    write_experiment(tmp_path)
+    for changed in ({"n_mels": 16}, {"normalize_window": True}, {"split": "folds"}):
+        change_table(tmp_path, **changed)
+        tables = output(produce_tables)
+        assert "Claims of the paper" not in tables and "paper: est" not in tables
+        change_table(tmp_path, n_mels=64, normalize_window=False, split=np.nan)
+    change_table(tmp_path, lr_model=1e-3, optimizer_name="sgd")
+    assert "Claims of the paper" in output(produce_tables)
+
+
+def test_where_lambda_goes_is_claimed_of_all_starts(output, tmp_path):
+    write_experiment(tmp_path)
+    path = tmp_path / "audio_mnist" / "audio_mnist.csv"
+    trials = pd.read_csv(path, index_col=0)
+    epochs = pd.read_csv(path.with_name("epochs.csv"))
+    trials["best_lambd_est"] = np.where(trials["config/trainable"], 400, 46)
+    trials.to_csv(path)
+    assert verdicts(output(produce_tables))[-1] == "holds"
+
+    for starts, verdict in (([13, 47], "not all starts"), ([], "not run")):
+        is_left = trials["config/init_lambd"].round().isin(starts) | ~trials["config/trainable"]
+        trials[is_left].to_csv(path)
+        is_left = epochs["trial"].isin(trials.index[is_left])
+        epochs[is_left].to_csv(path.with_name("epochs.csv"), index=False)
+        assert verdicts(output(produce_tables))[-1] == verdict
+
+
+def test_empty_numbers_are_a_value_of_their_own():
+    merged = summary.merged(pd.Series([32.0, np.nan, 64, 64 * (1 + 1e-9)]))
+    assert merged.fillna(-1).tolist() == [32, -1, 64, 64]
+    trial = pd.Series({f"config/{key}": value for key, value in CONFIG.items()})
+    spoken = {"n_mels": 64.0, "n_points": 8000.0, "resample_rate": 8000.0, "init_lambd": 13.0}
+    names = {"model_name": "mel_linear_net", "dataset_name": "audio_mnist", "trainable": True}
+    for key, value in (spoken | names | {"max_epochs": 1}).items():
+        trial[f"config/{key}"] = value
+    assert produce_figures.config_of(trial).n_mels == 64
+
+
+def test_damaged_costs_and_rates_are_named(output, tmp_path):
+    write_experiment(tmp_path)
+    (tmp_path / "cost.json").write_text(json.dumps({"sections": {"epoch": {}}}))
+    assert "| 4 |  | about 0.5 |  |  |  | not run |" in output(produce_tables)
+    (tmp_path / "cost.json").write_text("{")
+    message = r"cost\.json cannot be used .* make it again with python -m benchmarks cost\.$"
+    with pytest.raises(InputError, match=message):
+        output(produce_tables)
+    (tmp_path / "cost.json").unlink()
+    (tmp_path / "convergence_rate").mkdir()
+    (tmp_path / "convergence_rate" / "iterations.csv").write_text("")
+    with pytest.raises(InputError, match=r"iterations\.csv cannot .* with convergence_rate\.py\.$"):
+        output(produce_tables)
 
 
 # Figures
@@ -452,6 +515,12 @@ def test_pictures_are_what_the_network_sees(tmp_path, recordings, changed):
         )
         expected = layer(torch.from_numpy(clips[groups == 26][1])).detach()
         np.testing.assert_allclose(shown[title], expected, rtol=1e-5, atol=1e-8)
+    table = pd.read_csv(tmp_path / "audio_mnist" / "audio_mnist.csv")
+    change_table(tmp_path, n_mels=np.where(table["config/init_lambd"] < 20, 32, 64))
+    figure = produce_figures.before_after(read(tmp_path), flags)  # of the first network alone
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["before training: 10 ms", "after training: 120 ms"]
+    change_table(tmp_path, n_mels=64)
     titles = [axis.get_title() for axis in produce_figures.dmel(read(tmp_path), flags).axes]
     assert titles == ["waveform", "10 ms", "120 ms, trained", "300 ms"]
 
@@ -470,6 +539,12 @@ def test_curves_show_the_experiments_that_have_them(output, tmp_path):
     bars = axis.containers[0][2][0].get_segments()[0]  # from 10 ms: the interval of 68 to 72.4 %
     values = summary.Interval([68.0, 69.1, 70.2, 71.3, 72.4])
     assert bars[:, 1] == pytest.approx([values.low, values.high])
+    of_one = experiments["audio_mnist"].trials
+    of_one = of_one.assign(model=np.where(of_one["config/trainable"], "one", "other"))
+    halves = {"halves": experiments["audio_mnist"]._replace(trials=of_one)}  # the others failed
+    [axis] = produce_figures.accuracy(halves, None).axes
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["one, DMEL", "other, baseline"]
     axes = produce_figures.convergence(experiments, None).axes
     assert [axis.get_title() for axis in axes] == ["audio_mnist", "audio_mnist_zero_floor"]
     assert axes[0].lines[0].get_ydata()[[0, -1]] == pytest.approx([10, 120])
@@ -479,6 +554,9 @@ def test_curves_show_the_experiments_that_have_them(output, tmp_path):
     )
     with pytest.raises(InputError, match=r"^there are no results\.$"):
         output(produce_figures, *flags, "audio_mnist_zero_floor")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no results of 'x', but of none\.$"):
+        output(produce_figures, "--ray_results_dir", tmp_path / "empty", "--experiment", "x")
     with pytest.raises(
         InputError, match="no experiment shown here has a window trained on recordings"
     ):
