@@ -48,7 +48,10 @@ LONGEST_PLACE = 20  # characters before a cluster's folder: Ray adds some 80, a 
 
 MEMORY_OF_TRIAL = 2e9  # bytes that a trial takes, about
 MEMORY_OF_RAY = 2e9  # and Ray, main.py and the recordings
-LACK_OF_MEMORY = "it was killed as memory ran out: a larger --cpus_per_trial trains fewer at a time"
+LACK_OF_MEMORY = (
+    "it was killed as memory ran out: a larger --cpus_per_trial, on GPUs a larger "
+    "--gpus_per_trial, trains fewer at a time"
+)
 
 MAX_ROWS = 40  # of a table on the console; of more trials it shows those that run or failed
 PARAMETERS = ("init_lambd", "trainable", "seed")  # tell trials apart for people
@@ -81,7 +84,8 @@ def connected(address=None, n_cpus=None):
 
         stack.callback(ray.shutdown)
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+            if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
+                signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
         yield
 
 

@@ -16,6 +16,8 @@ layers; 6. what travels: the frozen layer, and parameter groups for an optimizer
 
 Source: Martinsson and Sandsten, "DMEL: The differentiable log-Mel spectrogram as a trainable layer
 in neural networks", ICASSP 2024.
+
+Licence: Apache-2.0.
 """
 # mypy: disable-error-code="attr-defined, no-untyped-call"
 

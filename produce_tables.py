@@ -510,7 +510,7 @@ def data_text(experiment, results):
     texts = []
     n = results.n_recordings
     if experiment == "time_frequency":
-        texts.append("the paper's")
+        texts.append("pulses, drawn as by the original software")
     elif n is None:
         texts.append("not recorded")
     elif n == DATASETS[experiment].n_recordings:

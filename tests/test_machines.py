@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -556,6 +557,22 @@ def test_no_loopback_interface(monkeypatch):
         cluster.connected(),
     ):
         pass
+
+
+@pytest.mark.parametrize(("before", "ignored"), [(signal.SIG_IGN, True), (signal.SIG_DFL, False)])
+def test_the_end_of_a_terminal_is_ignored_under_nohup(monkeypatch, before, ignored):
+    for name in ("start", "join"):
+        monkeypatch.setattr(cluster, name, lambda *_: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGHUP, before)
+    try:
+        with cluster.connected():
+            assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) == ignored
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow
