@@ -336,10 +336,9 @@ def draw(space, seed):
 
 def without_default_split(config):
     """A config, a dict, without the name of the split that its dataset has anyway."""
-    from datasets import DATASETS  # here, as it imports this file
+    from datasets import default_split  # here, as it imports this file
 
-    dataset = DATASETS.get(config.get("dataset_name"))
-    if dataset is not None and config.get("split") == next(iter(dataset.splits)):
+    if "split" in config and config["split"] == default_split(config.get("dataset_name")):
         del config["split"]
     return config
 

@@ -144,6 +144,13 @@ def split_clips(config, recordings: Recordings | None = None):
     return splits
 
 
+def default_split(dataset_name):
+    """The name of the split that a dataset has where a config names none; pulses have no name."""
+    if dataset_name not in DATASETS:
+        return None
+    return next(iter(DATASETS[dataset_name].splits))
+
+
 def split_in_order(n_clips):
     """Indices of the clips to train, validate and test on: the first 70 %, 10 %, the last 20 %."""
     import torch
@@ -157,13 +164,11 @@ def split_recordings(config, groups):
     """Indices of the recordings to train, validate and test on, by their groups or at random."""
     import torch
 
-    splits = DATASETS[config.dataset_name].splits
     if isinstance(config.split, dict):
         chosen = config.split
-    elif config.split is None:
-        chosen = next(iter(splits.values()))
     else:
-        chosen = splits[config.split]
+        name = config.split or default_split(config.dataset_name)
+        chosen = DATASETS[config.dataset_name].splits[name]
 
     if chosen is None:
         generator = torch.Generator().manual_seed(0)  # the same split for all trials

@@ -131,13 +131,6 @@ def check_gpu(device, bf16=False):
     """Raises InputError where torch cannot compute on a CUDA device, or not in bfloat16."""
     import torch  # here, as preparing recordings does without
 
-    index = torch.device(device).index or 0
-    n_gpus = torch.cuda.device_count()
-    if index >= n_gpus:
-        raise InputError(
-            f"config: device = cuda:{index}: this process sees {n_gpus} GPUs, the first as cuda:0, "
-            "and a trial sees none but its own: write cuda:0."
-        )
     name = torch.cuda.get_device_name(device)
     major, minor = torch.cuda.get_device_capability(device)
     kernels = torch.cuda.get_arch_list()

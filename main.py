@@ -88,7 +88,9 @@ def parse_arguments():
         "--cpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['cpu']}, without a GPU 1)"
     )
     parser.add_argument(
-        "--gpus_per_trial", type=float, help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU 0)"
+        "--gpus_per_trial",
+        type=float,
+        help=f"({RESOURCES_PER_TRIAL['gpu']}, without a GPU or for device cpu 0)",
     )
     parser.add_argument(
         "--num_cpus", type=int, help="CPUs to train on (those that this process may use)"
@@ -317,7 +319,7 @@ def train_trials(experiment, old_plan, work, args):
     if gpus is None and any_config.device == "cpu":
         gpus = 0
     if args.ray_address is None and gpus != 0:
-        check_gpus(work.configs[key] for key in work.to_train)
+        check_gpus([work.configs[key] for key in work.to_train], gpus)
     recordings = datasets.recordings_of(any_config, args.data_dir)
     data = data_of(recordings)
     check_recordings(args.name, [trial.data for trial in work.trained.values()], data)
@@ -353,8 +355,11 @@ def train_trials(experiment, old_plan, work, args):
     finish(experiment, plan, work, errors, advice)
 
 
-def check_gpus(configs):
-    """Raises InputError where a GPU of this machine cannot train the configs."""
+def check_gpus(configs, gpus=None):
+    """Raises InputError where a GPU of this machine cannot train the configs.
+
+    gpus: those that a trial gets, None for the share that it gets anyway.
+    """
     import torch
 
     import machine
@@ -363,6 +368,12 @@ def check_gpus(configs):
     bf16 = any(config.bf16 for config in configs)
     for index in range(torch.cuda.device_count()):
         machine.check_gpu(index, bf16)
+        for config in configs:
+            if (torch.device(config.device).index or 0) >= max(1, gpus or 0):
+                raise InputError(
+                    f"config: device = {config.device}: a trial sees its own GPU alone, as cuda:0: "
+                    "write that. CUDA_VISIBLE_DEVICES chooses among GPUs."
+                )
 
 
 def check_splits(configs, recordings):

@@ -41,6 +41,15 @@ ABOUT_THE_SAME = 2  # percentage points
 NEAR = 1.5  # λ is near sigma_ref within this factor
 HALF = 0.5  # of the cost of a search over ten windows
 TWICE = 2  # as many iterations
+RATE_COLUMNS = [
+    "normalize_window",
+    "pulses",
+    "rate",
+    "init",
+    "n",
+    "iterations_mean",
+    "iterations_deviation",
+]
 SHOWN_RATES = (30.0, 0.1)  # of SGD: those that come near the paper's iterations
 
 
@@ -413,8 +422,8 @@ def print_claims(experiments, paper, costs, rates):
             continue
         if results.name == experiment:
             of_the_paper[experiment] = results
-        elif results.name == f"{experiment}_bfloat16":  # where it was not trained in float32
-            of_the_paper.setdefault(experiment, results)
+        elif results.name == f"{experiment}_bfloat16" and results.precisions:
+            of_the_paper.setdefault(experiment, results)  # where it was not trained in float32
     if not of_the_paper or paper.empty:
         return
 
@@ -514,7 +523,7 @@ def data_text(experiment, results):
     elif n is None:
         texts.append("not recorded")
     elif n == DATASETS[experiment].n_recordings:
-        texts.append(f"{n} recordings, as in the paper")
+        texts.append(f"{n} recordings, as many as in the paper")
     else:
         complete = DATASETS[experiment].n_recordings
         texts.append(f"not the paper's: {n} recordings, not {complete}")
@@ -565,7 +574,7 @@ def rate_claims(rates, paper):
                 f"{last / first:.1f} times",
                 f"{ratio:.1f} times ({low:.1f} to {high:.1f})",
                 short["n"],
-                "the paper's",
+                "pulses of convergence_rate.py",
                 answer,
             )
         )
@@ -588,7 +597,7 @@ def read_rates(storage):
 def parse_rates(content):
     """See read_rates."""
     rates = pd.read_csv(io.BytesIO(content))
-    return rates[rates["rate"].isin(SHOWN_RATES)]
+    return rates.loc[rates["rate"].isin(SHOWN_RATES), RATE_COLUMNS]
 
 
 def verdict(values, least, most):

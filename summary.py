@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from scipy.special import stdtrit
 
 from config import NO_IDENTITY, Config, InputError, first_line
+from datasets import default_split
 from results import EPOCHS, MOVED_ASIDE, PREDICTIONS, RECORD, TABLE, VERSION_1
 
 WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
@@ -24,8 +25,9 @@ MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "L
 EXPERIMENTS = ("esc50", "audio_mnist", "time_frequency")  # the paper's, in the order of its tables
 PAPER = Path(__file__).with_name("results") / "paper.csv"
 PRECISIONS = {"tf32": "TF32", "bf16": "bfloat16"}  # in words, where they are not float32
-# What makes an experiment the paper's: its data, layer and network. Optimizer, learning rates and
-# epochs may differ, as the paper and its software do. So may tf32 and bf16, which the tables name.
+# What makes an experiment the paper's: its data, layer and network. How it is trained may differ
+# (optimizer, learning rates, batches, epochs), as it does in the paper and its software. So may
+# tf32 and bf16, which the tables name.
 PAPERS_KEYS = {
     "esc50": {
         "model_name": "panns_cnn6",
@@ -34,6 +36,7 @@ PAPERS_KEYS = {
         "hop_length": 80,
         "n_mels": 64,
         "energy_normalize": True,
+        "optimized": True,
     },
     "audio_mnist": {
         "model_name": "mel_linear_net",
@@ -42,6 +45,7 @@ PAPERS_KEYS = {
         "hop_length": 80,
         "n_mels": 64,
         "energy_normalize": True,
+        "optimized": True,
     },
     "time_frequency": {
         "model_name": "linear_net",
@@ -50,6 +54,7 @@ PAPERS_KEYS = {
         "sigma_ref": 6.38,
         "noise_std": 0.5,
         "hop_length": 1,
+        "optimized": False,
     },
 }
 OFF_IN_THE_PAPER = (
@@ -58,7 +63,6 @@ OFF_IN_THE_PAPER = (
     "zero_floor",
     "augment",
     "pretrained",
-    "split",
     "center_offset",
 )
 LEAST_FOR_INTERVAL = 3  # runs: with two, Student's t is wider than the scale of what is measured
@@ -133,11 +137,14 @@ class Results(NamedTuple):
 
     @property
     def precisions(self):
-        """In what the networks computed, as ["bfloat16"], where that was not float32 alone."""
+        """In what all networks computed, as ["bfloat16"]; nothing where that was float32.
+
+        Where it varies, the titles of the cells say so.
+        """
         found = []
         for key, precision in PRECISIONS.items():
             column = f"config/{key}"
-            if column in self.trials and self.trials[column].fillna(False).any():
+            if column in self.trials and self.trials[column].eq(True).all():
                 found.append(precision)
         return found
 
@@ -204,15 +211,23 @@ def papers_experiment(results):
     trials = results.trials
     if results.varying or len(trials) == 0 or "config/dataset_name" not in trials:
         return None
+    if trials["config/model_name"].nunique() > 1:
+        return None
     first = trials.iloc[0]
     experiment = first["config/dataset_name"]
     if experiment not in PAPERS_KEYS:
         return None
 
     wanted = PAPERS_KEYS[experiment] | dict.fromkeys(OFF_IN_THE_PAPER, False)
+    wanted["split"] = default_split(experiment)
     for key, value in wanted.items():
         own = first.get(f"config/{key}")
-        if not pd.isna(own) and own != value:
+        if pd.isna(own):
+            continue
+        is_same = own == value
+        if isinstance(value, float):
+            is_same = np.isclose(own, value)
+        if not is_same:
             return None
     return experiment
 
@@ -499,16 +514,23 @@ def parse_table(content, columns, sometimes=None, **options):
 
 
 def read_costs(storage):
-    """Rows of `python -m benchmarks cost --output=cost.json`, none where that is not there."""
-    return read(storage, "cost.json", parse_costs, "python -m benchmarks cost") or []
+    """Rows of `python -m benchmarks cost --output=cost.json`, none where that is not there.
+
+    Each has experiment, quotient and quotients, the repetitions behind it.
+    """
+    name = "cost.json"
+    maker = f"python -m benchmarks cost --output={storage.address}/{name}"
+    return read(storage, name, parse_costs, maker) or []
 
 
 def parse_costs(content):
     """See read_costs; a report of other sections has none."""
     sections = json.loads(content)["sections"]
-    if "cost" not in sections:
-        return []
-    return sections["cost"]["rows"]
+    rows = []
+    if "cost" in sections:
+        for row in sections["cost"]["rows"]:
+            rows.append({key: row[key] for key in ("experiment", "quotient", "quotients")})
+    return rows
 
 
 # Cells
@@ -557,6 +579,8 @@ def identity(trials):
         values = trials[column]
         if field.default is not PydanticUndefined and field.default is not None:
             values = values.where(values.notna(), field.default)
+        if key == "split" and "config/dataset_name" in trials:
+            values = values.fillna(trials["config/dataset_name"].map(default_split))
         if is_numeric_dtype(values) and not is_bool_dtype(values):
             values = merged(values)
         columns[key] = values

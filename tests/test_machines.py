@@ -482,8 +482,11 @@ def test_bf16_needs_ampere(monkeypatch, capability, runs):
 
 def test_a_gpu_of_another_number(monkeypatch):
     card(monkeypatch)
-    with pytest.raises(InputError, match=r"device = cuda:1: this process sees 1 GPUs.* cuda:0\.$"):
-        train.prepare(config_of(device="cuda:1"))
+    for gpus in (None, 0.25, 1):
+        with pytest.raises(InputError, match=r"device = cuda:1: a trial sees its own .*cuda:0:"):
+            main.check_gpus([config_of(device="cuda:1")], gpus)
+        main.check_gpus([config_of(device="cuda:0")], gpus)
+    main.check_gpus([config_of(device="cuda:1")], 2)
 
 
 def test_a_driver_that_is_too_old(monkeypatch):

@@ -226,8 +226,8 @@ def test_cost_is_decided_by_the_interval_of_its_repetitions(output, tmp_path):
     write_experiment(tmp_path)
     assert "| 4 |  | about 0.5 |  |  |  | not run |" in output(produce_tables)
     rows = [
-        {"experiment": "audio_mnist", "quotients": [0.1, 0.11, 0.12, 0.11, 0.1]},
-        {"experiment": "esc50", "quotients": [0.4, 0.6, 0.5, 0.45, 0.55]},
+        {"experiment": "audio_mnist", "quotient": 0.11, "quotients": [0.1, 0.11, 0.12, 0.11, 0.1]},
+        {"experiment": "esc50", "quotient": 0.5, "quotients": [0.4, 0.6, 0.5, 0.45, 0.55]},
     ]
     (tmp_path / "cost.json").write_text(json.dumps({"sections": {"cost": {"rows": rows}}}))
     tables = output(produce_tables)
@@ -339,8 +339,11 @@ def test_what_was_computed_in_bfloat16_is_told(output, tmp_path):
     assert "| (314, 442) ms | 94.9 ± 1.0 |" in tables
     assert {row[1].split(",")[0] for row in claims(tables)} == {"audio_mnist_bfloat16"}
     assert {row[5] for row in claims(tables)} == {
-        "30000 recordings, as in the paper; 100 epochs; bfloat16"
+        "30000 recordings, as many as in the paper; 100 epochs; bfloat16"
     }
+    change_table(tmp_path, "audio_mnist_bfloat16", bf16=False)  # of that name alone
+    assert "Claims of the paper" not in output(produce_tables)
+    change_table(tmp_path, "audio_mnist_bfloat16", bf16=True)
 
     write_experiment(tmp_path)
     tables = output(produce_tables)
@@ -351,11 +354,14 @@ def test_what_was_computed_in_bfloat16_is_told(output, tmp_path):
 
 def test_claims_are_of_the_papers_data_layer_and_network(output, tmp_path):
     write_experiment(tmp_path)
-    for changed in ({"n_mels": 16}, {"normalize_window": True}, {"split": "folds"}):
+    changes = ({"n_mels": 16}, {"normalize_window": True}, {"split": "folds"})
+    two_models = {"model_name": ["mel_linear_net", "mel_mlp_net"] * 15}
+    for changed in (*changes, {"optimized": False}, two_models):
         change_table(tmp_path, **changed)
         tables = output(produce_tables)
         assert "Claims of the paper" not in tables and "paper: est" not in tables
-        change_table(tmp_path, n_mels=64, normalize_window=False, split=np.nan)
+        change_table(tmp_path, n_mels=64, normalize_window=False, split="speakers")
+        change_table(tmp_path, optimized=True, model_name="mel_linear_net")
     change_table(tmp_path, lr_model=1e-3, optimizer_name="sgd")
     assert "Claims of the paper" in output(produce_tables)
 
@@ -392,15 +398,18 @@ def test_damaged_costs_and_rates_are_named(output, tmp_path):
     write_experiment(tmp_path)
     (tmp_path / "cost.json").write_text(json.dumps({"sections": {"epoch": {}}}))
     assert "| 4 |  | about 0.5 |  |  |  | not run |" in output(produce_tables)
-    (tmp_path / "cost.json").write_text("{")
-    message = r"cost\.json cannot be used .* make it again with python -m benchmarks cost\.$"
-    with pytest.raises(InputError, match=message):
-        output(produce_tables)
+    for content in ("{", '{"sections": {"cost": {"rows": [{"experiment": "a"}]}}}'):
+        (tmp_path / "cost.json").write_text(content)
+        message = r"cost\.json cannot be used .* python -m benchmarks cost --output=.*cost\.json\.$"
+        with pytest.raises(InputError, match=message):
+            output(produce_tables)
     (tmp_path / "cost.json").unlink()
     (tmp_path / "convergence_rate").mkdir()
-    (tmp_path / "convergence_rate" / "iterations.csv").write_text("")
-    with pytest.raises(InputError, match=r"iterations\.csv cannot .* with convergence_rate\.py\.$"):
-        output(produce_tables)
+    for content in ("", "rate,init\n30,1\n"):
+        (tmp_path / "convergence_rate" / "iterations.csv").write_text(content)
+        message = r"iterations\.csv cannot .* with convergence_rate\.py\.$"
+        with pytest.raises(InputError, match=message):
+            output(produce_tables)
 
 
 # Figures
