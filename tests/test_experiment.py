@@ -195,7 +195,7 @@ def test_a_random_search_space_on_s3_from_training_to_tables(project, bucket):
 
 
 WRONG = [
-    ("--name=esc51", r"esc51 contains none .*: audio_mnist, .*esc50, time_frequency"),
+    ("--name=esc51", r"esc51 contains none .*: audio_mnist, .*esc50, .*time_frequency"),
     ("--name=esc50 --max_epochs=0", r"--max_epochs=0 must be 1 or more"),
     ("--name=esc50 --num_samples=0", r"--num_samples=0 must be 1 or more"),
     ("--name=esc50 --save_seconds=-1", r"--save_seconds=-1 must be 0 or more"),
