@@ -368,12 +368,15 @@ def check_gpus(configs, gpus=None):
     bf16 = any(config.bf16 for config in configs)
     for index in range(torch.cuda.device_count()):
         machine.check_gpu(index, bf16)
-        for config in configs:
-            if (torch.device(config.device).index or 0) >= max(1, gpus or 0):
-                raise InputError(
-                    f"config: device = {config.device}: a trial sees its own GPU alone, as cuda:0: "
-                    "write that. CUDA_VISIBLE_DEVICES chooses among GPUs."
-                )
+
+    n_visible = max(1, gpus or 0)  # to a trial, which Ray gives its own GPUs as cuda:0 and so on
+    for config in configs:
+        index = torch.device(config.device).index or 0
+        if torch.cuda.is_available() and index >= n_visible:
+            raise InputError(
+                f"config: device = {config.device}: a trial sees its own GPU alone, as cuda:0: "
+                "write that. CUDA_VISIBLE_DEVICES chooses among GPUs."
+            )
 
 
 def check_splits(configs, recordings):

@@ -57,6 +57,7 @@ PAPERS_KEYS = {
         "optimized": False,
     },
 }
+# What none of the three has on.
 OFF_IN_THE_PAPER = (
     "normalize_window",
     "continuous",
