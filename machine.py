@@ -126,6 +126,8 @@ def folder_of_user(name):
 
 # GPUs
 
+ON_THE_CPU = "compute on the CPU, with CUDA_VISIBLE_DEVICES= before the command"
+
 
 def check_gpu(device, bf16=False):
     """Raises InputError where torch cannot compute on a CUDA device, or not in bfloat16."""
@@ -137,13 +139,13 @@ def check_gpu(device, bf16=False):
     if not has_kernels(kernels, major, minor):
         raise InputError(
             f"{name} has compute capability {major}.{minor}, and torch {torch.__version__} has "
-            f"kernels for {', '.join(kernels)} alone: hide that GPU with CUDA_VISIBLE_DEVICES, "
-            "install a torch that has them, or train on the CPU with --gpus_per_trial=0."
+            f"kernels for {', '.join(kernels)} alone: name another GPU in CUDA_VISIBLE_DEVICES, "
+            f"install a torch that has them, or {ON_THE_CPU}."
         )
     if bf16 and major < AMPERE:
         raise InputError(
             f"config: bf16 = True: {name} has compute capability {major}.{minor}, and computes in "
-            f"bfloat16 from {AMPERE}.0 on (Ampere): leave bf16 at False."
+            f"bfloat16 from {AMPERE}.0 on (Ampere): leave bf16 at False, or {ON_THE_CPU}."
         )
 
 
@@ -166,7 +168,10 @@ def has_kernels(kernels, major, minor):
 
 
 def check_driver():
-    """Raises InputError where CUDA cannot use a GPU since its driver is too old."""
+    """Raises InputError where there is a GPU and CUDA cannot use it.
+
+    Mostly its driver is too old. A GPU may also need a service that does not run.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -178,8 +183,12 @@ def check_driver():
         if "too old" in reason:
             raise InputError(
                 f"a GPU cannot be used, as torch {torch.__version__} is for CUDA "
-                f"{torch.version.cuda} ({reason:.120}): install a newer driver, or train on the "
-                "CPU with --gpus_per_trial=0."
+                f"{torch.version.cuda} ({reason:.120}): install a newer driver, or {ON_THE_CPU}."
+            ) from None
+        if torch.cuda.device_count() > 0:  # it asks the driver, whether CUDA works or not
+            raise InputError(
+                f"a GPU cannot be used: CUDA says '{reason:.120}': `nvidia-smi` may say why; or "
+                f"{ON_THE_CPU}."
             ) from None
 
 

@@ -365,6 +365,9 @@ def check_gpus(configs, gpus=None):
     import machine
 
     machine.check_driver()
+    if not torch.cuda.is_available():
+        return
+
     bf16 = any(config.bf16 for config in configs)
     for index in range(torch.cuda.device_count()):
         machine.check_gpu(index, bf16)
@@ -372,7 +375,7 @@ def check_gpus(configs, gpus=None):
     n_visible = max(1, gpus or 0)  # to a trial, which Ray gives its own GPUs as cuda:0 and so on
     for config in configs:
         index = torch.device(config.device).index or 0
-        if torch.cuda.is_available() and index >= n_visible:
+        if index >= n_visible:
             raise InputError(
                 f"config: device = {config.device}: a trial sees its own GPU alone, as cuda:0: "
                 "write that. CUDA_VISIBLE_DEVICES chooses among GPUs."

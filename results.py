@@ -354,7 +354,9 @@ def provenance():
     for package in PACKAGES:
         versions[package] = version(package)
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = []
+    if torch.cuda.is_available():  # otherwise they have no names, and may be counted all the same
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%d %H:%M:%S%z"),

@@ -20,6 +20,7 @@ import datasets
 import dmel
 import machine
 import models
+from config import InputError
 
 FEATURE_MEMORY = 0.5  # share of a trial's free memory that the features of a fixed window may take
 GPU_BATCH_BYTES = 2**26  # of features, where a GPU computes without gradients
@@ -136,6 +137,11 @@ def prepare(config):
     """
     device = torch.device(config.device if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
+        n_gpus = torch.cuda.device_count()
+        if (device.index or 0) >= n_gpus:
+            raise InputError(
+                f"config: device = {device}: there are {n_gpus} GPUs here, cuda:0 is the first."
+            )
         machine.check_gpu(device, config.bf16)
     # torch counts the CPUs of the machine, where a container or batch job may use a part of them.
     torch.set_num_threads(min(torch.get_num_threads(), machine.cpus()))

@@ -32,6 +32,7 @@ OF_THE_MOMENT = [
 DISK_BYTES = 2**24  # a run's results and Ray's logs of its starts take some MB
 LONGEST_SECONDS = 20  # from the start of a run to a fault: most runs end about then
 PATIENCE_SECONDS = 400  # for a run to end after a fault
+WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # nodes of Ray's test clusters have none
 
 
 def faults(args):
@@ -78,6 +79,7 @@ def start(results, *flags, limit=None, scripts=ROOT):
 
     return subprocess.Popen(
         command,
+        env=os.environ | WITHOUT_GPU,
         preexec_fn=limit_files,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
@@ -93,7 +95,7 @@ def numbers_of(results):
         f"--dataset_name={NAME}",
         f"--ray_results_dir={results}",
     ]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, env=os.environ | WITHOUT_GPU, check=True, capture_output=True)
     table = pd.read_csv(results / NAME / f"{NAME}.csv", index_col=0)
     return table.drop(columns=OF_THE_MOMENT)
 

@@ -21,7 +21,7 @@ from benchmarks.measure import (
 )
 from config import read_search_space
 from datasets import SAMPLE_RATE
-from dmel import CPU_BLOCK, DMEL, WINDOW_SIGMAS, DifferentiableSpectrogram
+from dmel import CPU_BLOCK, DMEL, GPU_BLOCK, WINDOW_SIGMAS, DifferentiableSpectrogram
 
 WINDOW_SECONDS = (0.010, 0.035, 0.300)  # the paper's
 HOP_LENGTH = 80
@@ -42,7 +42,8 @@ def layer(args):
 
         # As many FFTs as forward and backward take, in blocks of the layer's size.
         n_ffts = 2 * n_clips * (clips.shape[1] // HOP_LENGTH + 1)
-        block_size = max(1, min(n_ffts, CPU_BLOCK // dmel.n_fft))
+        size = CPU_BLOCK if clips.is_cpu else GPU_BLOCK
+        block_size = max(1, min(n_ffts, size // dmel.n_fft))
         block = torch.randn(block_size, dmel.n_fft, device=args.device)
 
         ours, standin, forward, ffts = medians(

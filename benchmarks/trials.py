@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from ray import tune
 
 import cluster
@@ -76,7 +77,8 @@ def grid(args):
     """The grid of an experiment, 6 trials through main.py"""
     n_epochs = 2 if args.tiny else 6
     if args.device == "cuda":
-        shares = {n: f"--gpus_per_trial={1 / n}" for n in (1, 4)}
+        n_gpus = torch.cuda.device_count()
+        shares = {n * n_gpus: f"--gpus_per_trial={1 / n}" for n in (1, 4)}
     else:
         n_cpus = machine.cpus()
         shares = {n: f"--cpus_per_trial={n_cpus // n}" for n in sorted({1, n_cpus})}

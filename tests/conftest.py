@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -23,15 +24,24 @@ EXAMPLES = int(os.environ.get("DMEL_EXAMPLES", DEFAULT_EXAMPLES))  # of each pro
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
 
+# Settings of the scripts and of git that a shell may have exported: with them the tests would write
+# into the user's own recordings, results and repositories.
+EXPORTED = ["DATA_DIR", "DMEL_CACHE_DIR", "RAY_RESULTS_DIR", "ESC50_URL", "AUDIO_MNIST_URL"]
+EXPORTED += ["EXPERIMENTS", "NUM_SAMPLES", "MAX_EPOCHS", "GIT_DIR", "GIT_INDEX_FILE"]
+EXPORTED += ["GIT_WORK_TREE"]
+
 
 def pytest_configure(config):
-    """Hides GPUs from all tests but those of -m gpu, as their numbers are a CPU's.
+    """Hides the user's settings; GPUs too, from all tests but -m gpu: their numbers are a CPU's.
 
     What a shell starts in its background ignores Ctrl-C, and so would the scripts that are tested.
     """
     chosen = config.option.markexpr
     if "gpu" not in chosen or "not gpu" in chosen:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    for name in EXPORTED:
+        os.environ.pop(name, None)
+    os.environ["GIT_CONFIG_GLOBAL"] = os.devnull  # it may ask for signatures, or run hooks
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -48,8 +58,13 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def isolated():
+    """Each test begins with the same seed, and leaves environment and threads as they were."""
     torch.manual_seed(0)
+    n_threads = torch.get_num_threads()
+    with mock.patch.dict(os.environ):
+        yield
+    torch.set_num_threads(n_threads)
 
 
 def golden(name):

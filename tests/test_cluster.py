@@ -117,8 +117,9 @@ def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_n
     """The second node lives in a mount namespace, with an empty folder in place of the results."""
     results = project.folder / "not_shared"
     results.mkdir()
-    with cluster(num_cpus=4, num_gpus=1) as nodes:
+    with cluster(num_cpus=8, num_gpus=1) as nodes:
         flags = ["--ray_address", nodes.address, "--report_seconds=0"]
+        flags += ["--gpus_per_trial=0.25", "--cpus_per_trial=1"]  # otherwise it takes no GPU
         run = Run(project, "packing", "packing", 40, flags)
         output = run.finish().stdout
         assert "4 trials at a time, 1 CPUs each" in output
@@ -129,7 +130,7 @@ def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_n
         start = f"exec ray start --address={nodes.address} --num-cpus=1 --block"
         path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
         node = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", f"{mount} && {start}"],
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"{mount} && {start}"],
             env=os.environ | {"PATH": path},
             stdout=subprocess.DEVNULL,
             start_new_session=True,

@@ -243,6 +243,7 @@ def test_weights_are_found_from_the_folder_of_the_trials_too():
 SPACES_THAT_CANNOT_BE_RUN = {
     "n_points": (tune.choice([64, 128]), "must be one value"),
     "dataset_name": (tune.grid_search(["esc50"]), "must be one value"),
+    "resample_rate": (tune.grid_search([8000, 16000]), "must be one value"),
     "max_epochs": (tune.grid_search([3, 5]), "must be one value"),
     "device": (tune.grid_search(["cpu", "cuda:0"]), "must be one value"),
     "seed": (3, "given by main.py"),

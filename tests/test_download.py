@@ -125,11 +125,19 @@ def test_urls_run_no_commands(project, tmp_path, url):
     assert not (tmp_path / "ran").exists()
 
 
-def start(project, tmp_path, source):
-    """A download whose cp waits until another one is at it."""
+def start(project, tmp_path, source, n_at_once):
+    """A download whose cp waits until n_at_once of them have copied, for a minute at most."""
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
-    (programs / "cp").write_text('#!/bin/sh\n/bin/cp "$@"; sleep 3\n')
+    waiting = f"""#!/bin/sh
+/bin/cp "$@"
+mkdir -p {tmp_path}/copied/$$
+for _ in $(seq 600); do
+    [ "$(ls {tmp_path}/copied | wc -l)" -lt {n_at_once} ] || break
+    sleep 0.1
+done
+"""
+    (programs / "cp").write_text(waiting)
     (programs / "cp").chmod(0o755)
     settings = {
         "DATA_DIR": str(tmp_path / "data"),
@@ -149,7 +157,7 @@ def start(project, tmp_path, source):
 
 
 def test_two_downloads_at_once(project, source, tmp_path):
-    downloads = [start(project, tmp_path, source) for _ in range(2)]
+    downloads = [start(project, tmp_path, source, n_at_once=2) for _ in range(2)]
     outputs = [each.communicate(timeout=100)[0] for each in downloads]
     assert [each.returncode for each in downloads] == [0, 0]
     for output in outputs:
@@ -160,8 +168,10 @@ def test_two_downloads_at_once(project, source, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_download_leaves_nothing(project, source, tmp_path, number):
-    process = start(project, tmp_path, source)
+    process = start(project, tmp_path, source, n_at_once=2)  # the other one never comes
+    deadline = time.monotonic() + 50
     while not list(tmp_path.glob("data/.audio_mnist.*/audio_mnist")):
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, number)
     process.communicate(timeout=50)

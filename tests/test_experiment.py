@@ -192,6 +192,8 @@ def test_a_random_search_space_on_s3_from_training_to_tables(project, bucket):
     aside = re.search(r"what was there is now (\S+)", restarted)[1]
     tables = project.run("produce_tables.py", from_bucket, **keys).stdout
     assert aside not in tables and "trials are not tested: run predict_test.py" in tables
+    moved = project.run("produce_tables.py", from_bucket, "--experiment", aside, **keys).stdout
+    assert f"% {aside}: 4 trials" in moved
 
 
 WRONG = [

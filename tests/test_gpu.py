@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import conftest
+import pandas as pd
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -107,7 +108,7 @@ def test_layer_as_on_the_cpu(seconds, clips_need_it, device):
     outcomes = []
     for place in ("cpu", device):
         layer = dmel.DMEL(8000, n_mels=64, hop_length=80, init_lambd=8000 * seconds / 6).to(place)
-        x = clips.to(place).requires_grad_(clips_need_it)
+        x = clips.to(place, copy=True).requires_grad_(clips_need_it)  # a leaf
         log_mel = layer(x)
         (log_mel * upstream.to(place)).mean().backward()
         outcome = [log_mel.cpu(), layer.lambd.grad.cpu()]
@@ -118,6 +119,42 @@ def test_layer_as_on_the_cpu(seconds, clips_need_it, device):
     for on_cpu, on_device in zip(*outcomes, strict=True):
         tolerance = 1e-3 * on_cpu.abs().max().item()
         torch.testing.assert_close(on_device, on_cpu, rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_layer_computes_in_float32_under_autocast(device):
+    layer = dmel.DMEL(8000, n_mels=64, hop_length=80, init_lambd=46.7).to(device)
+    clips = torch.randn(4, 8000, device=device)
+    outcomes = []
+    for enabled in (False, True):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled):
+            log_mel = layer(clips)
+        log_mel.mean().backward()
+        outcomes.append([log_mel.detach(), layer.lambd.grad])
+        layer.lambd.grad = None
+    for exact, under_autocast in zip(*outcomes, strict=True):
+        assert under_autocast.dtype == torch.float32
+        torch.testing.assert_close(under_autocast, exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+def test_trials_that_share_a_gpu_and_their_test(device, project):
+    """Through Ray; what they leave is read and tested where there is no GPU."""
+    hidden = {} if device != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
+    output = project.run("main.py", "--name=tiny", "--max_epochs=3", **hidden).stdout
+    if device == "cpu":
+        assert "No CUDA device: training on the CPU" in output
+    else:
+        assert "4 trials at a time" in output
+    accuracies = []
+    for environment in (hidden, {"CUDA_VISIBLE_DEVICES": ""}):
+        table = project.folder / "ray_results" / "tiny" / "tiny.csv"
+        table.unlink(missing_ok=True)
+        project.run("predict_test.py", "--dataset_name=tiny", **environment)
+        accuracies.append(pd.read_csv(table)["test_accuracy"])
+    assert len(accuracies[0]) == 4
+    assert (accuracies[0] - accuracies[1]).abs().max() < 1.5 / 60  # one of 60 clips
 
 
 def without_dropout():
@@ -228,8 +265,11 @@ def test_fixed_features(changes, device, monkeypatch):
         tolerance = 1e-5 * expected.abs().max().item()
         torch.testing.assert_close(features[indices], expected, rtol=1e-5, atol=tolerance)
 
-    # Free memory that is less than they take: on a GPU that of the trial's share.
-    monkeypatch.setattr(machine, "free_memory", lambda: features.nbytes)
+    # They may take half of a trial's share of the free memory, which here is as much as they take:
+    # on a GPU the share of the GPU, otherwise of the machine, one of four trials.
+    n_cpus = 4 * torch.get_num_threads()
+    monkeypatch.setattr(machine, "cpus", lambda: n_cpus)
+    monkeypatch.setattr(machine, "free_memory", lambda: 4 * features.nbytes)
     assert train.fixed_features(data, layer, batch_size=64, gpus=1e-9) is None
 
 

@@ -69,7 +69,7 @@ ENDS = {  # how the output ends, where main.py itself can say so
 
 def test_whatever_happens_costs_no_epoch_that_is_written(disk, tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("project"), STEADY)
-    run = Run(project, disk, "steady", EPOCHS, ["--max_failures=1"])
+    run = Run(project, disk, "steady", EPOCHS, ["--max_failures=1", "--num_cpus=2"])
 
     for what, end in ENDS.items():
         process = run.start()

@@ -67,7 +67,7 @@ def installed(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("installed")
     kept_out = shutil.ignore_patterns(
-        ".*", "data", "ray_results*", "results", "figures", "build", "*.egg-info"
+        ".*", "data", "data_*", "ray_results*", "results", "figures", "build", "*.egg-info"
     )
     shutil.copytree(ROOT, folder / "tree", ignore=kept_out)
     venv.create(folder / "venv", with_pip=False)

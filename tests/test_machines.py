@@ -25,6 +25,7 @@ import datasets
 import machine
 import main
 import predict_test
+import results
 import search_spaces
 import train
 from config import InputError, check_space, draw, parse, plain
@@ -375,7 +376,7 @@ train.train(config, datasets.load(config), lambda row, _: print(row["training_it
 def test_a_user_without_a_name_trains(tmp_path):
     """As in a container that is started with a user of its own number: torch asks for the name."""
     command = [sys.executable, "-c", WITHOUT_A_NAME]
-    environment = {"TMPDIR": str(tmp_path), "HOME": "/"}
+    environment = {"TMPDIR": str(tmp_path), "HOME": "/", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.stdout == "1\n", result.stderr
 
@@ -398,7 +399,9 @@ def test_a_home_that_cannot_be_written_is_no_matter(command, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert (result.returncode, result.stderr) == (0, "")
+    # The fonts of this TMPDIR are new, and Matplotlib tells so where reading them takes long.
+    told = [line for line in result.stderr.splitlines() if "building the font cache" not in line]
+    assert (result.returncode, told) == (0, [])
 
 
 # Trials that fail at once
@@ -448,7 +451,7 @@ def test_a_gpu_without_kernels(monkeypatch, capability, runs):
     if runs:
         main.check_gpus([])
         return
-    message = rf"^NVIDIA Some Card has .* {capability[0]}\.{capability[1]}, .*sm_75, .*--gpus"
+    message = rf"^NVIDIA Some Card has .* {capability[0]}\.{capability[1]}, .*sm_75, .*CUDA_VIS"
     with pytest.raises(InputError, match=message):
         main.check_gpus([])
 
@@ -498,6 +501,26 @@ def test_a_driver_that_is_too_old(monkeypatch):
     reason = "Found no NVIDIA driver on your system."
     monkeypatch.setattr(torch.cuda, "init", mock.Mock(side_effect=RuntimeError(reason)))
     main.check_gpus([])
+
+
+def test_a_gpu_that_the_driver_counts_and_cuda_refuses(monkeypatch):
+    """As where a service that it needs does not run: it has no name either."""
+    error = RuntimeError("Error 802: system not yet initialized")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for function in ("init", "get_device_name", "get_device_capability"):
+        monkeypatch.setattr(torch.cuda, function, mock.Mock(side_effect=error))
+    with pytest.raises(InputError, match=r"cannot be used.*802.*CUDA_VISIBLE_DEVICES= before"):
+        main.check_gpus([])
+    assert results.provenance()["hardware"]["gpus"] == []
+    train.prepare(config_of())  # on the CPU
+
+
+def test_a_gpu_that_is_not_on_this_machine(monkeypatch):
+    """A trial of a machine with two is tested on one with one."""
+    card(monkeypatch)
+    with pytest.raises(InputError, match=r"device = cuda:1: there are 1 GPUs here"):
+        train.prepare(config_of(device="cuda:1"))
 
 
 @pytest.mark.parametrize(

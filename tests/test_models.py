@@ -15,6 +15,12 @@ from config import InputError, parse
 from dmel import DMEL, DifferentiableSpectrogram
 
 SPECTROGRAM_MODELS = ("linear_net", "bn_linear_net", "mlp_net", "conv_net")
+DROPOUT_RATES = {  # of all other models none
+    "mel_linear_net": [0.2],
+    "mel_bn_linear_net": [0.2],
+    "mel_mlp_net": [0.2],
+    "panns_cnn6": [0.2, 0.2, 0.2, 0.2, 0.5],
+}
 
 
 def config_of(model_name, **changes):
@@ -52,8 +58,9 @@ def test_every_model_learns_from_its_features(model_name):
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert net.spectrogram_layer.lambd.grad != 0
-    has_dropout = model_name in ("mel_linear_net", "mel_bn_linear_net", "mel_mlp_net", "panns_cnn6")
-    assert torch.equal(net(clips)[0], net(clips)[0]) != has_dropout
+    rates = [module.p for module in net.modules() if isinstance(module, models.Dropout)]
+    assert rates == DROPOUT_RATES.get(model_name, [])
+    assert torch.equal(net(clips)[0], net(clips)[0]) != bool(rates)
     net.eval()
     assert torch.equal(net(clips)[0], net(clips)[0])
 
@@ -86,6 +93,10 @@ def test_config_reaches_the_layer():
 
     text = repr(layer_of(optimized=False, continuous=True, normalize_window=True))
     assert "optimized=False, normalize_window=True" in text and "continuous=True" in text
+    assert layer_of(resample_rate=16000).sample_rate == 16000
+
+    net, _ = models.build(config_of("linear_net", normalize_window=True))
+    assert net.spectrogram_layer.normalize_window
 
 
 def test_panns_loss_is_binary_cross_entropy_of_sigmoid_outputs():
@@ -209,6 +220,8 @@ def test_published_checkpoint(tmp_path, recwarn):
     assert b"numpy._core.multiarray" not in path.read_bytes()
     build_pretrained(path)
 
+    with pytest.raises(InputError, match="not the file that the experiment was begun with"):
+        build_pretrained(path, checkpoint_sha256="0" * 64)
     with pytest.raises(InputError, match="size mismatch"):
         build_pretrained(path, n_mels=40)
     published = torch.load(path, weights_only=False)

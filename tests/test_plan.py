@@ -18,12 +18,13 @@ from unittest import mock
 import pytest
 import runs
 import torch
-from conftest import EXAMPLES, ROOT
+from conftest import EXAMPLES, ROOT, write_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import tune
 
 import cluster
+import datasets
 import main
 import predict_test
 import search_spaces
@@ -66,13 +67,13 @@ def finish(experiment, work, n_epochs=None, versions=None):
         write_trial(experiment, config, n_epochs or config.max_epochs, versions)
 
 
-def write_trial(experiment, config, n_epochs, versions=None):
+def write_trial(experiment, config, n_epochs, versions=None, data=None):
     history = [epoch_row(number) for number in range(1, n_epochs + 1)]
     state = {
         "config": config,
         "history": history,
         "best_net": {},
-        "data": None,
+        "data": data,
         "scripts": versions or [main.scripts()],
         "logdir": "",
     }
@@ -351,6 +352,32 @@ def test_trials_of_other_recordings_are_refused():
         check_recordings("esc50", [some, others])
 
 
+def test_no_trial_joins_those_of_other_recordings(experiment, tmp_path, monkeypatch):
+    write_digits(tmp_path / "data" / "audio_mnist")
+    monkeypatch.setenv("DMEL_CACHE_DIR", str(tmp_path))
+    space = plain(search_spaces.audio_mnist(4))
+    work = start(experiment, space)
+    for key in work.to_train[:3]:
+        others = {"clips": 60, "identity": "0" * 64}
+        write_trial(experiment, work.configs[key], 4, data=others)
+    flags = arguments(data_dir=str(tmp_path / "data"))
+    old_plan, work = main.plan_work(experiment, space, flags)
+    with pytest.raises(InputError, match="3 of its trials were trained on"):
+        main.train_trials(experiment, old_plan, work, flags)
+
+
+def test_finished_trials_of_two_kinds_of_recordings_are_refused(tmp_path, monkeypatch):
+    experiment = Experiment(tmp_path, "time_frequency")
+    work = start(experiment, plain(search_spaces.time_frequency(4)))
+    for number, key in enumerate(work.to_train):
+        data = {"clips": 60, "identity": str(number % 2) * 64}
+        write_trial(experiment, work.configs[key], 4, data=data)
+    flags = ["--name=time_frequency", "--max_epochs=4", f"--ray_root_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["main.py", *flags])
+    with pytest.raises(InputError, match="3 of its trials were trained on"):
+        main.main()
+
+
 # Training, with a stand-in for Ray
 
 
@@ -558,3 +585,23 @@ def test_states_are_written_as_often_as_they_are_cheap(experiment, monkeypatch):
     written.clear()
     main.run_trial({"config": config.model_dump()}, None, None, experiment, save_seconds=2)
     assert written == [16, 30]
+
+
+def test_a_trial_keeps_the_versions_of_the_scripts_that_trained_it(experiment, monkeypatch):
+    context = mock.MagicMock(**{"get_trial_dir.return_value": "log"})
+    context.get_trial_resources.return_value.required_resources = {"CPU": 1}
+    monkeypatch.setattr("ray.tune.get_context", lambda: context)
+    monkeypatch.setattr("ray.tune.report", lambda row: None)
+    monkeypatch.setattr(datasets, "load", lambda config, recordings: None)
+
+    def trained_on(config, data, report, state, gpus):
+        history = [*state["history"], epoch_row(2)]
+        report(history[-1], lambda: {"history": history, "best_net": {}})
+
+    monkeypatch.setattr(train, "train", trained_on)
+    config = CONFIG.model_copy(update={"max_epochs": 2})
+    old = main.scripts() | {"train.py": "of before"}
+    write_trial(experiment, config, 1, versions=[old])
+    main.run_trial({"config": config.model_dump()}, None, None, experiment, save_seconds=0)
+    ((_, state),) = experiment.read_trials([config.key])
+    assert len(state["history"]) == 2 and state["scripts"] == [old, main.scripts()]

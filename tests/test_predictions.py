@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import runs
+import soundfile
 import torch
 from conftest import write_esc50, write_esc50_table
 
@@ -38,8 +39,16 @@ def configs_of(space, **changes):
 
 @pytest.fixture
 def pulses(tmp_path):
-    """An experiment of two finished trials, DMEL and baseline."""
-    return runs.write_trained(tmp_path / "results", "pulses", configs_of(PULSES))
+    """An experiment of two finished trials, DMEL and baseline.
+
+    The networks that training would go on from are made useless: the best one is what counts.
+    """
+    experiment = runs.write_trained(tmp_path / "results", "pulses", configs_of(PULSES))
+    for key, state in experiment.read_trials(experiment.read_plan().trials):
+        for value in state["net"].values():
+            value.zero_()
+        experiment.write_trial(key, state)
+    return experiment
 
 
 @pytest.fixture
@@ -249,6 +258,15 @@ def test_what_is_missing_or_damaged_is_tested_again(pulses, run, change):
         assert path.read_text() != before
     assert counted(pulses, run(pulses)) == (n_tested, 2 - n_tested)
     assert path.read_text() == before
+
+
+def test_other_recordings_than_those_trained_on_are_refused(digits, run, digits_folder):
+    run(digits)
+    table = file_of(digits, "digits.csv").read_bytes()
+    soundfile.write(digits_folder / "data/28/3_28_0.wav", np.full(4000, 0.1), 8000)
+    with pytest.raises(InputError, match="of its trials were trained on 60 recordings"):
+        run(digits)
+    assert file_of(digits, "digits.csv").read_bytes() == table
 
 
 def test_renamed_recordings_and_classes_have_their_present_names(digits, run, digits_folder):

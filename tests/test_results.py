@@ -93,19 +93,23 @@ def write_experiment(
     (folder / name / "experiment.json").write_text(json.dumps(record))
 
 
-def write_plan(folder, name="audio_mnist", max_epochs=1000, left_out=(), changed=()):
+def write_plan(
+    folder, name="audio_mnist", max_epochs=1000, patience=50, left_out=(), changed=(), anew=()
+):
     """experiment.json as main.py leaves it, for what write_experiment wrote.
 
-    left_out: trials that do not belong any more. changed: trials that were trained further.
+    left_out: trials that do not belong any more. changed: trials that were trained further. anew:
+    trials that were trained anew, to another validation loss.
     """
     table = pd.read_csv(folder / name / f"{name}.csv")
     trials = {}
     finished = {}
     for key in table["trial_id"]:
         if key not in left_out:
-            trials[key] = {"max_epochs": max_epochs, "patience": 50}
+            trials[key] = {"max_epochs": max_epochs, "patience": patience}
             n_epochs = 120 if key in changed else 100
-            finished[key] = {"training_iteration": n_epochs, "valid_loss": 0.1}
+            valid_loss = 0.2 if key in anew else 0.1
+            finished[key] = {"training_iteration": n_epochs, "valid_loss": valid_loss}
     plan = {"version": 2, "seeds": [0], "trials": trials, "finished": finished, "starts": []}
     (folder / name / "experiment.json").write_text(json.dumps(plan))
 
@@ -184,10 +188,10 @@ def test_rows_that_do_not_belong_or_were_trained_further_are_left_out(tmp_path):
     results = read(tmp_path)
     assert (len(results.trials), results.n_trials, results.n_untested) == (12, 12, 0)
 
-    write_plan(tmp_path, left_out=["trial0", "trial1"], changed=["trial5"])
+    write_plan(tmp_path, left_out=["trial0", "trial1"], changed=["trial5"], anew=["trial7"])
     results = read(tmp_path)
-    assert (len(results.trials), results.n_trials, results.n_untested) == (9, 10, 1)
-    assert not {"trial0", "trial1", "trial5"} & set(results.trials["trial_id"])
+    assert (len(results.trials), results.n_trials, results.n_untested) == (8, 10, 2)
+    assert not {"trial0", "trial1", "trial5", "trial7"} & set(results.trials["trial_id"])
 
 
 def test_keys_of_decimal_digits_alone_are_no_numbers(tmp_path):
@@ -200,10 +204,16 @@ def test_keys_of_decimal_digits_alone_are_no_numbers(tmp_path):
     assert len(results.trials) == 12 and results.trials["trial_id"].str.startswith("00").all()
 
 
-@pytest.mark.parametrize(("max_epochs", "n_rows"), [(50, 12), (100, 12), (1000, 12), (101, 12)])
-def test_what_patience_ended_or_has_more_epochs_than_asked_for_stays(tmp_path, max_epochs, n_rows):
+@pytest.mark.parametrize(
+    ("max_epochs", "patience", "n_rows"),
+    [(50, 50, 12), (101, 50, 12), (50, 70, 12), (100, 70, 12), (101, 70, 0)],
+)
+def test_what_patience_ended_or_has_all_epochs_asked_for_stays(
+    tmp_path, max_epochs, patience, n_rows
+):
+    """Of trials of 100 epochs, the best of which is the 50th."""
     write_experiment(tmp_path, n_runs=2)
-    write_plan(tmp_path, max_epochs=max_epochs)
+    write_plan(tmp_path, max_epochs=max_epochs, patience=patience)
     results = read(tmp_path)
     assert len(results.trials) == n_rows and results.max_epochs == max_epochs
 

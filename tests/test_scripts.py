@@ -78,7 +78,7 @@ def test_whole_reproduction(project, repositories):
     assert figures == expected  # no time_frequency here
 
     settings["ESC50_URL"] = "nowhere"
-    again = project.run("doit.sh", **settings, EXPERIMENTS="esc50").stdout
+    again = project.run("doit.sh", "quick", **settings, EXPERIMENTS="esc50").stdout
     assert "esc50: in " in again
     assert "esc50: all trials are finished" in again
     assert "init_lambd" not in again
@@ -178,15 +178,18 @@ def stand_in(folder, name, text):
 
 
 PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11", "python")
+TOOLS = ("sh", "cat", "cmp", "cp", "mkdir", "rm")  # what python_env.sh and the stand-ins need
 
 
 @pytest.fixture
 def old_pythons(tmp_path):
-    """A PATH whose Pythons are too old."""
+    """A PATH whose Pythons are too old, and which has no uv."""
     script = 'case "$*" in --version) echo "Python 3.9.2" ;; *) exit 1 ;; esac'
     for name in PYTHONS:
         stand_in(tmp_path / "bin", name, script)
-    return f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    for name in TOOLS:
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    return str(tmp_path / "bin")
 
 
 def test_only_an_older_python_is_said_in_one_sentence(tmp_path, old_pythons):

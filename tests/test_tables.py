@@ -16,8 +16,9 @@ from test_results import write_experiment, write_plan
 import datasets
 import produce_figures
 import produce_tables
+import search_spaces
 import summary
-from config import InputError
+from config import InputError, plain
 from dmel import DMEL
 from results import Storage
 
@@ -572,6 +573,29 @@ def test_curves_show_the_experiments_that_have_them(output, tmp_path):
         produce_figures.dmel(
             {"audio_mnist": experiments["audio_mnist"]._replace(in_samples=True)}, flags_of(None)
         )
+
+
+def test_examples_of_the_pulses_are_drawn(output, tmp_path):
+    write_experiment(tmp_path, "time_frequency")
+    own = ("init_lambd", "trainable", "seed")  # of each trial
+    space = plain(search_spaces.time_frequency(1))
+    changes = {key: value for key, value in space.items() if key not in own}
+    change_table(tmp_path, "time_frequency", **changes)
+    flags = ["--output_dir", tmp_path / "figures", "--figures", "data_example"]
+    assert "skipped" not in output(produce_figures, *flags)
+    assert (tmp_path / "figures" / "data_example.png").stat().st_size > 10000
+
+
+def test_measured_costs_are_drawn_by_the_number_of_windows(tmp_path):
+    """A tenth of a search over ten windows is as much as one window."""
+    rows = [{"experiment": "esc50", "quotient": 0.1, "quotients": [0.1, 0.1, 0.1]}]
+    (tmp_path / "cost.json").write_text(json.dumps({"sections": {"cost": {"rows": rows}}}))
+    flags = flags_of(None, ray_results_dir=tmp_path)
+    drawn = produce_figures.time_complexity({}, flags).axes[2].lines[0]
+    assert drawn.get_label() == "esc50"
+    ratio_by_windows = dict(zip(drawn.get_xdata(), drawn.get_ydata(), strict=True))
+    assert ratio_by_windows[1] == pytest.approx(1.0)
+    assert ratio_by_windows[10] == pytest.approx(0.1)
 
 
 def test_cost_model_of_the_paper():

@@ -206,10 +206,12 @@ def test_state_takes_the_layout_of_its_weight(saved_in, continued_in):
 
 def test_patience_ends_a_trial_and_the_best_network_is_kept():
     # Far too fast, so that it gets worse.
-    config = tiny_config(lr_model=50.0, lr_tf=0.0, max_epochs=40, patience=3)
+    config = tiny_config(lr_model=50.0, lr_tf=0.01, max_epochs=40, patience=3)
     reports, state = run(config)
     best = min(range(len(reports)), key=lambda epoch: reports[epoch]["valid_loss"])
     assert len(reports) == best + 1 + 3 < 40
+    for key in ("valid_loss", "valid_acc", "lambd_est"):
+        assert reports[-1][f"best_{key}"] == reports[best][key] != reports[-1][key]
     net, loss_function = models.build(config)
     net.load_state_dict(state["best_net"])
     data = datasets.load(config)
@@ -236,10 +238,11 @@ def test_evaluation_is_without_dropout():
 
 
 def test_optimizer_groups():
-    net, _ = models.build(tiny_config())
-    lambd_group, rest = train.make_optimizer(net, tiny_config()).param_groups
-    assert lambd_group["lr"] == 1.0 and lambd_group["params"] == [net.spectrogram_layer.lambd]
-    assert rest["lr"] == 1e-3 and len(rest["params"]) == len(list(net.parameters())) - 1
+    config = tiny_config(lr_tf=0.3, lr_model=0.07)
+    net, _ = models.build(config)
+    lambd_group, rest = train.make_optimizer(net, config).param_groups
+    assert lambd_group["lr"] == 0.3 and lambd_group["params"] == [net.spectrogram_layer.lambd]
+    assert rest["lr"] == 0.07 and len(rest["params"]) == len(list(net.parameters())) - 1
     assert lambd_group["momentum"] == lambd_group["weight_decay"] == 0
 
 
