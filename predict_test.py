@@ -26,7 +26,6 @@ from results import (
     EPOCHS,
     PREDICTIONS,
     RECORD,
-    TABLE,
     Experiment,
     LastEpoch,
     check_recordings,
@@ -35,6 +34,7 @@ from results import (
     predictions_version,
     scripts,
     scripts_version,
+    table_of,
 )
 from trained import network_of, rank
 
@@ -93,7 +93,7 @@ def main():
         # an interruption leaves of another test is not taken for its own.
         experiment.storage.write(EPOCHS.format(name), epochs)
         experiment.storage.write(PREDICTIONS.format(name), predictions.to_csv(index=False))
-        experiment.storage.write(TABLE.format(name), table.to_csv())
+        experiment.storage.write(table_of(name), table.to_csv())
         n_tested = len(table) - tested.n_before
         print(
             f"{name}: {n_tested} trials tested, {tested.n_before} tested before, in "
@@ -256,7 +256,7 @@ def read_tested(experiment, version):
     """
     tested = {}
     try:
-        content = experiment.storage.read(TABLE.format(experiment.name)) or b""
+        content = experiment.storage.read(table_of(experiment.name)) or b""
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
         predictions = summary.read_predictions(experiment.storage, experiment.name)
         for row in table.to_dict("records"):
@@ -322,7 +322,7 @@ def keep_tables(kept, plan, table, epochs):
     kept.storage.write(RECORD.format(name), json.dumps(reduced(plan), indent=2) + "\n")
     kept.storage.write(EPOCHS.format(name), epochs)
     table = table.drop(columns=["logdir", "predictions"])
-    kept.storage.write(TABLE.format(name), table.to_csv())
+    kept.storage.write(table_of(name), table.to_csv())
     print(f"{name}: kept in {kept.address}")
 
 

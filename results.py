@@ -30,9 +30,8 @@ from config import InputError, digest, first_line, lock, parse, whole_file
 PACKAGES = ("torch", "torchaudio", "numpy", "ray", "librosa", "soundfile", "pandas")
 SCRIPTS = ("dmel.py", "models.py", "train.py", "datasets.py", "recordings.py")  # make the numbers
 
-# Files of an experiment, by its name.
+# Files of an experiment, by its name; its table is table_of(name).
 RECORD = "{0}/experiment.json"
-TABLE = "{0}/{0}.csv"
 EPOCHS = "{0}/epochs.csv"
 PREDICTIONS = "{0}/predictions.csv"
 
@@ -41,6 +40,11 @@ KEPT = "n_trials"  # of what predict_test.py --keep copies
 VERSION_1 = "batches"  # of an earlier version of these scripts
 
 MOVED_ASIDE = r"\.\d{8}-\d{6}$"  # end of the name of an experiment that --restart moved
+
+
+def table_of(name):
+    """The path of an experiment's table, NAME/NAME.csv, which keeps its name when it is moved."""
+    return f"{name}/{re.sub(MOVED_ASIDE, '', name)}.csv"
 
 
 class Storage:

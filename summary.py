@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 
 from config import NO_IDENTITY, Config, InputError, first_line
 from datasets import default_split
-from results import EPOCHS, MOVED_ASIDE, PREDICTIONS, RECORD, TABLE, VERSION_1
+from results import EPOCHS, MOVED_ASIDE, PREDICTIONS, RECORD, VERSION_1, table_of
 
 WINDOW_SIGMAS = 6  # that of dmel.py, which needs torch
 MODEL_TITLES = {"panns_cnn6": "CNN6", "mel_linear_net": "LNet", "linear_net": "LinearNet"}
@@ -304,7 +304,7 @@ def read_all(storage, names=()):
 def read_results(storage, name):
     """The Results of one experiment; raises InputError where a file of it is damaged."""
     record = read(storage, RECORD.format(name), parse_record)
-    trials = read(storage, TABLE.format(name), parse_trials)
+    trials = read(storage, table_of(name), parse_trials)
     n_trials = record["n_trials"] if record else 0
     if trials is None:
         n_untested = len(record["finished"]) if record else 0

@@ -125,6 +125,7 @@ def test_runs_and_epochs_are_added(experiment):
 
 
 def test_a_restart_that_is_interrupted_goes_on_without_the_flag(experiment):
+    experiment.train()
     command = ["sh", "run_experiments.sh", "--restart", "--save_seconds=0", "--num_cpus=2"]
     settings = {key: str(value) for key, value in experiment.settings.items()}
     settings |= {"EXPERIMENTS": "edited time_frequency", "MAX_EPOCHS": "400"}

@@ -214,6 +214,13 @@ def test_only_what_was_trained_since_is_tested_again(pulses, run):
     assert counted(pulses, run(pulses)) == (0, 2)
 
 
+def test_what_was_moved_aside_is_tested_under_its_present_name(pulses, run):
+    run(pulses)
+    aside = Experiment(pulses.storage.root, pulses.move_aside())
+    assert counted(aside, run(aside)) == (0, 2)
+    assert (Path(aside.storage.root) / aside.name / "pulses.csv").exists()
+
+
 def test_other_scripts_test_all_anew(pulses, run, monkeypatch):
     run(pulses)
     edited = predict_test.scripts() | {"models.py": "edited"}

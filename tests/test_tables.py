@@ -20,7 +20,7 @@ import search_spaces
 import summary
 from config import InputError, plain
 from dmel import DMEL
-from results import Storage
+from results import Experiment, Storage
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def test_tables_keep_an_order(output, tmp_path):
 
 
 def test_experiments_that_were_moved_aside_are_shown_where_they_are_named(output, tmp_path):
-    aside = "other.20260101-000000"
-    for name in ("other", aside):
-        write_csv(tmp_path, name, ROWS)
+    write_csv(tmp_path, "other", ROWS)
+    aside = Experiment(tmp_path, "other").move_aside()
+    write_csv(tmp_path, "other", ROWS)
     assert re.findall(r"% (\S+): ", output(produce_tables, "--experiment", aside)) == [aside]
     assert f"{aside} − other" in output(produce_tables, "--compare", "other", aside)
 
