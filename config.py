@@ -47,7 +47,7 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     n_points: int = Field(ge=2, le=10**8, description="samples per clip")
     hop_length: int = Field(ge=1, le=10**9, description="step between frames, in samples")
     init_lambd: float = Field(
-        ge=0.5, description="λ to start from, in samples; below 0.5 it could not move"
+        ge=0.5, description="λ to start from, in samples; with optimized, less could not move"
     )
     trainable: bool = Field(
         description="True: λ is trained (DMEL), False: it stays at init_lambd (baseline)"
@@ -173,11 +173,14 @@ def check_limits(config):
         )
 
     if isinstance(config.split, dict):
-        groups = [group for part in config.split.values() for group in part]
-        if config.split.keys() != set(PARTS) or len(set(groups)) < len(groups):
-            raise InputError(
-                f"config: split = {config.split} must give each of {PARTS} groups of its own."
-            )
+        check_parts(config.split, "config: split")
+
+
+def check_parts(split, name):
+    """Raises InputError where a split, groups by part, lacks a part or has a group in two."""
+    groups = [group for part in split.values() for group in part]
+    if split.keys() != set(PARTS) or len(set(groups)) < len(groups):
+        raise InputError(f"{name} = {split} must give each of {PARTS} groups of its own.")
 
 
 def require(config, who, *keys):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import PARTS, InputError, require, run
+from config import PARTS, InputError, check_parts, require, run
 from recordings import (
     Recordings,
     list_audio_mnist,
@@ -99,6 +99,9 @@ def check(config):
             raise InputError(
                 f"config: split '{config.split}' is not one of {', '.join(splits)} for {name}."
             )
+        for split_name, parts in splits.items():
+            if parts is not None:
+                check_parts(parts, f"datasets.py: split '{split_name}' of {name}")
     else:
         raise InputError(
             f"config: dataset_name '{name}' is not one of time_frequency, {', '.join(DATASETS)}."

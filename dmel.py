@@ -53,8 +53,9 @@ FilterGroup = tuple[slice, Tensor]
 def gaussian_window(lambd: Tensor, length: int, normalize: bool = False) -> tuple[Tensor, Tensor]:
     """Equation 1: w[n] = exp(-((n - L/2) / λ)² / 2), and dw = w[n] · (n - L/2)² / λ³.
 
-    lambd: one element, in samples; at 0 the window is an impulse at n = L/2. length: L. normalize
-    divides the window by sqrt(Σ w²). Returns w and its derivative in lambd, shape = (L,) each.
+    lambd: one element, in samples; at 0 the window is an impulse at n = L/2, where that is a whole
+    number. length: L. normalize divides the window by sqrt(Σ w²). Returns w and its derivative in
+    lambd, shape = (L,) each.
     """
     n = torch.arange(length, dtype=lambd.dtype, device=lambd.device)
     squared_distance = (n - length / 2).square()
@@ -266,7 +267,8 @@ class KnownDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, derivative: Tensor | None, lambd: Tensor) -> Tensor:
-        return values
+        # Returned as it is, it would be a view of itself, which nobody may change in place.
+        return values.data
 
     @staticmethod
     def setup_context(
@@ -338,7 +340,10 @@ def differentiable_features(
     """Features of padded clips, tied to λ and to the clips where these need a gradient."""
     # Under torch.func requires_grad does not tell which tensors need a gradient. The question has
     # no public name; without it per-sample gradients in the clips fail, and jvp takes λ for fixed.
-    under_func = torch._C._are_functorch_transforms_active()
+    # Nor does it in forward mode, where it would be taken for 0 that values depend on λ.
+    under_func = (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    )
     by_autograd = under_func or padded.requires_grad
     frames = frames_of(padded, settings)
 
@@ -488,6 +493,12 @@ def whole_number(value: float, name: str) -> int:
     return int(value)
 
 
+def wrong_clips(x: Tensor) -> ValueError:
+    return ValueError(
+        f"clips must be floating point of shape (..., time), not {x.dtype} of {tuple(x.shape)}."
+    )
+
+
 class Layer(nn.Module):
     """What the layers and their frozen copies have in common: they stay in float32 or wider."""
 
@@ -517,8 +528,8 @@ class DifferentiableSpectrogram(Layer):
 
     Input shape = (..., time), floating point; output shape = (..., n_fft//2 + 1, time//hop_length +
     1), of its dtype, computed in float32 or wider. Frames are centred, with zeros beyond the clip's
-    ends. Gradients flow to lambd and the clips, a second one in lambd raises RuntimeError. Below λ
-    ≈ 0.5 the gradient is 0: λ does not leave that range.
+    ends. Gradients flow to lambd and the clips, a second one in lambd raises RuntimeError. With
+    optimized=True the gradient is 0 below λ ≈ 0.5: λ does not leave that range.
     """
 
     # Step between frames, in samples.
@@ -564,7 +575,8 @@ class DifferentiableSpectrogram(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Features of clips x, shapes as above.
 
-        Raises ValueError where x is no clips or λ is not finite, RuntimeError in a trace.
+        Raises ValueError where x is no clips, and with optimized=True where λ is not finite;
+        RuntimeError in a trace.
         """
         if torch.compiler.is_dynamo_compiling():
             # torch.compile breaks its graph here, since N follows λ. As a decorator `disable` would
@@ -579,10 +591,7 @@ class DifferentiableSpectrogram(Layer):
 
     def _forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() or x.ndim == 0 or x.shape[-1] == 0:
-            raise ValueError(
-                "clips must be floating point of shape (..., time), "
-                f"not {x.dtype} of {tuple(x.shape)}."
-            )
+            raise wrong_clips(x)
 
         dtype = torch.promote_types(x.dtype, torch.float32)
         lambd = self.lambd.to(dtype)
@@ -619,6 +628,7 @@ class DifferentiableSpectrogram(Layer):
         """The layer with the window of the present λ, for export: see Frozen.
 
         n_samples: length of the clips, needed where optimized is False. Raises ValueError there.
+        Where it is given, the features are the layer's for clips of that length alone.
         """
         if n_samples is not None:
             n_samples = whole_number(n_samples, "n_samples")
@@ -727,8 +737,8 @@ class Frozen(Layer):
     """A layer with a fixed window, as layer.frozen() gives it: equations 2 to 5 as plain operators.
 
     It is there for export and compilers: the layer itself chooses N by reading λ, which no graph
-    can hold. Only for clips of N/4 samples or fewer do its features differ: the layer shortens N
-    for them.
+    can hold. Its features are the layer's, where it was made for clips of n_samples for those
+    alone, otherwise for clips of more than N/4 samples: for shorter ones the layer shortens N.
     """
 
     window: Tensor
@@ -748,7 +758,10 @@ class Frozen(Layer):
         self.settings = settings._replace(filters=None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of clips x, shapes as the layer's."""
+        """Features of clips x, shapes as the layer's. Raises ValueError where they are integers."""
+        if not x.is_floating_point():  # their shape is no constant of a graph
+            raise wrong_clips(x)
+
         settings = self.settings
         if self.weights is not None:
             bins = slice(self.first_bin, self.end_bin)
@@ -763,10 +776,12 @@ class Frozen(Layer):
 def parameter_groups(
     network: nn.Module, lr_lambd: float = 1.0
 ) -> list[dict[str, list[nn.Parameter] | float]]:
-    """Parameter groups for any optimizer: λ of every layer, and all other parameters.
+    """Parameter groups for an optimizer: λ of every layer, and all other parameters.
 
     They are there because λ is in samples: it needs steps of about one, lr_lambd, where weights
-    need a thousandth, and weight decay would pull it to 0. Raises ValueError where no layer is.
+    need a thousandth, and weight decay would pull it to 0. lr_lambd is for optimizers whose step is
+    about as long as the rate, such as Adam and AdamW: RMSprop begins with ten times the rate, and
+    Adafactor takes it as a share of λ. Raises ValueError where no layer is.
     """
     # A dict keeps the order, and takes a layer once that the network holds under two names.
     lambds: dict[nn.Parameter, None] = {}

@@ -28,6 +28,12 @@ esac
 : "${DATA_DIR:=$here/data}"
 : "${RAY_RESULTS_DIR:=$here/ray_results}"
 export EXPERIMENTS RAY_RESULTS_DIR MAX_EPOCHS NUM_SAMPLES DATA_DIR
+case $RAY_RESULTS_DIR in
+*://*)
+    echo "doit.sh: RAY_RESULTS_DIR=$RAY_RESULTS_DIR must be a folder; the other scripts take a URI." >&2
+    exit 1
+    ;;
+esac
 
 echo "Experiments: $EXPERIMENTS; runs: $NUM_SAMPLES; epochs at most: $MAX_EPOCHS"
 echo "Needs: 6 GB of disk for the Python packages, 8 GB for recordings and results," \

@@ -44,7 +44,8 @@ def main():
     experiment = Experiment(args.ray_root_dir, args.name)
     if args.dry_run:
         _, work = plan_work(experiment, space, args)
-        print(sentence(experiment, work))
+        print(sentence(experiment, work), flush=True)
+        warn_of_edited_scripts(args.name, work)
         check_trials(work)
         return
 

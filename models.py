@@ -220,8 +220,8 @@ def build(config):
 def probabilities(config, logits):
     """Probabilities of the classes as the loss of the config's network means its logits.
 
-    Shapes: (batch, n_classes). They add up to 1, but for networks of one_hot_cross_entropy, which
-    give each class one of its own.
+    Shapes: (batch, n_classes). They are those of a softmax and add up to 1, but for networks of
+    one_hot_cross_entropy, which give each class one of its own.
     """
     _, _, loss_function = MODELS[config.model_name]
     if loss_function is one_hot_cross_entropy:

@@ -97,7 +97,7 @@ def main():
         n_tested = len(table) - tested.n_before
         print(
             f"{name}: {n_tested} trials tested, {tested.n_before} tested before, in "
-            f"{experiment.address}/{name}.csv"
+            f"{experiment.storage.address}/{table_of(name)}"
         )
         if kept is not None:
             keep_tables(kept, plan, table, epochs)

@@ -77,7 +77,9 @@ def main():
 def chosen_experiments(args):
     """Results by name, of the experiments to show; raises InputError where one has none."""
     experiments = {}
-    for name, results in read_all(Storage(args.ray_results_dir), args.experiment or ()).items():
+    storage = Storage(args.ray_results_dir)
+    named = args.experiment or ()
+    for name, results in read_all(storage, named, others_too=not named).items():
         if results.trials["epochs"].any():
             experiments[name] = results
         if results.n_untested:

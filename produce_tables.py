@@ -60,7 +60,7 @@ def main():
     parser.add_argument(
         "--ray_results_dir", default="ray_results", help="folder or URI of results (ray_results)"
     )
-    parser.add_argument("--csv", type=Path, help="file to write the rows of all tables to")
+    parser.add_argument("--csv", help="file to write the rows of all tables to")
     parser.add_argument(
         "--experiment", nargs="+", metavar="NAME", default=[], help="which ones (all)"
     )
@@ -81,12 +81,14 @@ def main():
     args = parser.parse_args()
 
     storage = Storage(args.ray_results_dir)
+    if args.csv and "://" in args.csv:
+        raise InputError(f"--csv={args.csv}: name a file, not a URI.")
     if not storage.list():
         raise InputError(f"there are no results in '{storage.address}': train with main.py first.")
     named = [*args.experiment]
     for pair in args.compare:
         named += pair
-    experiments = read_all(storage, named)
+    experiments = read_all(storage, named, others_too=not args.experiment)
     check_named(named, experiments)
 
     paper = read_paper()
@@ -102,7 +104,8 @@ def main():
 
     if args.csv:
         content = pd.DataFrame(rows).to_csv(index=False)
-        Storage(args.csv.parent).write(args.csv.name, content)
+        path = Path(args.csv)
+        Storage(path.parent).write(path.name, content)
 
 
 def check_named(named, experiments):

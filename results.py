@@ -39,7 +39,7 @@ PREDICTIONS = "{0}/predictions.csv"
 KEPT = "n_trials"  # of what predict_test.py --keep copies
 VERSION_1 = "batches"  # of an earlier version of these scripts
 
-MOVED_ASIDE = r"\.\d{8}-\d{6}$"  # end of the name of an experiment that --restart moved
+MOVED_ASIDE = r"(\.\d{8}-\d{6})+$"  # end of the name of an experiment that --restart moved
 
 
 def table_of(name):

@@ -45,18 +45,18 @@ for name in $experiments; do
     esac
 done
 
+if [ -n "$failed" ]; then
+    echo "run_experiments.sh: trials failed, as said above:$failed." >&2
+fi
+if [ -n "$refused" ]; then
+    echo "run_experiments.sh: not trained to the end, as said above:$refused." >&2
+fi
 if [ -n "$interrupted" ]; then
     if [ -n "$restart" ]; then
-        echo "run_experiments.sh: $interrupted goes on without --restart;" \
+        echo "run_experiments.sh: how $interrupted goes on is said above;" \
             "not moved aside yet:${later:- none}." >&2
     fi
     exit 130
 fi
-if [ -n "$refused" ]; then
-    echo "run_experiments.sh: not trained to the end, as said above:$refused." >&2
-    exit 1
-fi
-if [ -n "$failed" ]; then
-    echo "run_experiments.sh: trials failed, as said above:$failed." >&2
-    exit 3
-fi
+[ -z "$refused" ] || exit 1
+[ -z "$failed" ] || exit 3

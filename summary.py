@@ -70,12 +70,14 @@ LEAST_FOR_INTERVAL = 3  # runs: with two, Student's t is wider than the scale of
 SEARCHED_WINDOWS = 10  # fixed ones, that a DMEL run is compared with in cost
 SAME = 1e-6  # relative difference within which numbers of configs are one
 
+LARGEST = 3.5e38  # float32 ends there, and so does a λ that ran away
+
 # Columns of NAME.csv that must be there, and the limits of their numbers.
 COLUMNS = {
     "config/init_lambd": (1e-9, 1e9),
     "config/max_epochs": (1, 1e9),
     "config/seed": (0, 2**63),
-    "best_lambd_est": (-1e9, 1e9),
+    "best_lambd_est": (-LARGEST, LARGEST),
     "test_accuracy": (0, 1),
 }
 SOMETIMES = {  # of recordings, and of pulses
@@ -83,7 +85,12 @@ SOMETIMES = {  # of recordings, and of pulses
     "config/sigma_ref": (1e-9, 1e9),
 }
 PREDICTION_COLUMNS = ["trial_id", "recording", "label", "predicted", "probability"]
-EPOCH_COLUMNS = {"trial": (0, 1e9), "epoch": (1, 1e9), "lambd": (-1e9, 1e9), "seconds": (0, 1e9)}
+EPOCH_COLUMNS = {
+    "trial": (0, 1e9),
+    "epoch": (1, 1e9),
+    "lambd": (-LARGEST, LARGEST),
+    "seconds": (0, 1e9),
+}
 
 
 class Interval:
@@ -282,10 +289,11 @@ def markdown_table(headings, rows):
 # Reading
 
 
-def read_all(storage, names=()):
+def read_all(storage, names=(), others_too=True):
     """Results by name: the paper's experiments first, then others, all that were begun.
 
-    Those that main.py --restart moved aside are left out, unless they are among the names.
+    Those that main.py --restart moved aside are left out, unless they are among the names. Raises
+    InputError where one is damaged; with others_too=False only those that are named matter.
     """
     others = []
     for name in storage.list():
@@ -295,7 +303,12 @@ def read_all(storage, names=()):
 
     found = {}
     for name in (*EXPERIMENTS, *others):
-        results = read_results(storage, name)
+        try:
+            results = read_results(storage, name)
+        except InputError:
+            if others_too or name in names:
+                raise
+            continue
         if results.n_trials:
             found[name] = results
     return found
@@ -303,7 +316,7 @@ def read_all(storage, names=()):
 
 def read_results(storage, name):
     """The Results of one experiment; raises InputError where a file of it is damaged."""
-    record = read(storage, RECORD.format(name), parse_record)
+    record = read(storage, RECORD.format(name), parse_record, f"main.py --name={name} --restart")
     trials = read(storage, table_of(name), parse_trials)
     n_trials = record["n_trials"] if record else 0
     if trials is None:
@@ -458,7 +471,7 @@ def parse_epochs(content, name, trials):
     by_trial = table.groupby("trial")
     is_counted = by_trial.cumcount() + 1 == table["epoch"]
     if set(table["trial"]) != set(trials.index) or not is_counted.all():
-        raise ValueError(f"it does not hold every epoch of every trial of {name}.csv once")
+        raise ValueError(f"it does not hold every epoch of every trial of {table_of(name)} once")
 
     n_epochs = by_trial.size()
     return pd.DataFrame(

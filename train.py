@@ -65,7 +65,7 @@ def train(config, data, report, state=None, gpus=1):
 
     trained = net
     lacked_memory = False
-    if not config.trainable:
+    if not any(weight.requires_grad for weight in net.spectrogram_layer.parameters()):
         features = fixed_features(data, net.spectrogram_layer, large_batch, gpus)
         if features is None:
             lacked_memory = True

@@ -207,6 +207,14 @@ def test_real_recordings(name, folder, n_clips, n_points, expected_sizes, tmp_pa
     assert set(data.labels.bincount().tolist()) <= {0, n_clips // 10}
 
 
+@pytest.mark.parametrize("parts", [{"train": [1, 2], "valid": [2], "test": [3]}, {"train": [1]}])
+def test_a_split_of_a_dataset_has_three_parts_without_overlap(parts, monkeypatch):
+    digits = datasets.DATASETS["audio_mnist"]
+    monkeypatch.setitem(datasets.DATASETS, "audio_mnist", digits._replace(splits={"own": parts}))
+    with pytest.raises(InputError, match=r"datasets\.py: split 'own' of audio_mnist = .* each of"):
+        datasets.check(spoken_config())
+
+
 @pytest.mark.parametrize(
     ("name", "write", "n_clips", "n_points", "expected_sizes"),
     [

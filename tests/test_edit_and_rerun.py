@@ -149,7 +149,7 @@ def test_a_restart_that_is_interrupted_goes_on_without_the_flag(experiment):
     assert "run_experiments.sh: --restart moves aside: edited time_frequency\n" in output
     assert re.search(r"^edited: what was there is now edited\.\d{8}-\d{6}$", output, re.MULTILINE)
     assert "interrupted: the same command without --restart continues." in output
-    assert "edited goes on without --restart; not moved aside yet: time_frequency." in output
+    assert "how edited goes on is said above; not moved aside yet: time_frequency." in output
 
     assert experiment.train(MAX_EPOCHS=2).startswith("4 trials: ")
     plan = json.loads((experiment.results / "experiment.json").read_text())

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import distributed, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.parallel import DistributedDataParallel
 
@@ -122,6 +123,46 @@ def test_torch_func_refusals(functions):
         torch.func.jvp(lambda lambd: loss(lambd, clips[0]), (lambd,), (lambd,))
     with pytest.raises(RuntimeError, match=r"\.item\(\)"):
         vmap(loss, (0, None))(lambd.expand(2), clips[0])
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad])
+def test_forward_mode_in_lambda_is_refused_and_right_in_the_clips(context, trained):
+    layer = small_dmel().double().requires_grad_(trained)
+    clips = torch.randn(2, 300, dtype=torch.float64)
+    direction = torch.randn_like(clips)
+    with forward_ad.dual_level(), context():
+        lambd = forward_ad.make_dual(layer.lambd.detach(), torch.ones_like(layer.lambd))
+        with pytest.raises(NotImplementedError, match="forward mode AD"):
+            functional_call(layer, {"lambd": lambd}, (clips,))
+        if trained and context is torch.enable_grad:
+            return
+        features = layer(forward_ad.make_dual(clips, direction))
+        tangent = forward_ad.unpack_dual(features).tangent
+    step = 1e-6 * direction
+    expected = (layer(clips + step) - layer(clips - step)) / 2e-6
+    torch.testing.assert_close(tangent, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("clips_need_it", [False, True])
+def test_features_can_be_changed_in_place(clips_need_it):
+    """As masks in time and frequency do, and nn.ReLU(inplace=True)."""
+    clips = torch.randn(2, 300, requires_grad=clips_need_it)
+    kept = torch.ones(2, small_dmel().n_mels, 1)
+    kept[:, 2:5] = 0
+    gradients = []
+    for in_place in (False, True):
+        layer = small_dmel()
+        features = layer(clips)
+        if in_place:
+            features[:, 2:5] = 0
+            features -= 1
+            nn.functional.relu(features, inplace=True)
+        else:
+            features = nn.functional.relu(features * kept - 1)
+        features.sum().backward()
+        gradients.append(layer.lambd.grad)
+    assert gradients[1] == pytest.approx(gradients[0]) and gradients[0] != 0
 
 
 @pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
@@ -376,6 +417,21 @@ def test_schedulers():
         rates, moved = trained_with(scheduler, **arguments)
         assert rates == pytest.approx([1.0, 1e-4])
         assert moved > 1
+
+
+def test_optimizers_of_other_steps():
+    """The first step, in samples, as docs/layer.md warns; λ is 7.3 before."""
+
+    def first_step(optimizer, lr_lambd):
+        network = small_network()
+        groups = parameter_groups(network, lr_lambd)
+        return train(network, optimizer(groups, lr=1e-4), n_steps=1)
+
+    assert first_step(torch.optim.Adam, 1.0) == pytest.approx(1, rel=1e-3)
+    assert first_step(torch.optim.RMSprop, 1.0) == pytest.approx(10, rel=1e-3)
+    assert first_step(torch.optim.RMSprop, 0.1) == pytest.approx(1, rel=1e-3)
+    assert first_step(torch.optim.Adafactor, 1.0) > 7
+    assert 0.05 < first_step(torch.optim.Adafactor, 0.01) < 0.1
 
 
 def test_gradient_clipping():

@@ -224,3 +224,19 @@ def test_frozen_differs_for_short_clips_alone(lambd, n_fft):
     longer = torch.randn(2, n_fft // 4 + 1)
     assert not torch.allclose(layer.frozen()(short), layer(short), atol=0.1)
     assert_layers_numbers(layer.frozen()(longer), layer, longer)
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+def test_frozen_with_a_number_of_samples_is_for_clips_of_that_many(optimized):
+    layer = small_dmel(40.0, optimized=optimized)
+    x = torch.randn(2, 60)
+    assert_layers_numbers(layer.frozen(n_samples=60)(x), layer, x)
+    longer = torch.randn(2, 300)
+    assert not torch.allclose(layer.frozen(n_samples=60)(longer), layer(longer), atol=0.1)
+
+
+def test_frozen_refuses_integers_as_the_layer_does():
+    layer = small_dmel()
+    for module in (layer, layer.frozen()):
+        with pytest.raises(ValueError, match=r"floating point of shape .*not torch\.int16"):
+            module(torch.ones(2, 300, dtype=torch.int16))

@@ -218,6 +218,12 @@ def test_a_dry_run_says_and_does_nothing(tmp_path, monkeypatch, capsys):
     assert output == "time_frequency: 6 trials: 0 finished, 6 to train\n"
     assert list(tmp_path.iterdir()) == []
 
+    experiment = Experiment(tmp_path, "time_frequency")
+    work = start(experiment, plain(search_spaces.time_frequency(1000)))
+    finish(experiment, work, n_epochs=2, versions=[main.scripts() | {"train.py": "edited"}])
+    main.main()
+    assert "time_frequency: train.py edited since 6 of these trials" in capsys.readouterr().err
+
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
     experiment = Experiment(tmp_path, "pulses")

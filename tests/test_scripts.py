@@ -132,6 +132,34 @@ def test_full_run_without_network_ends_before_training(project, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_results_of_the_whole_chain_go_to_a_folder(project):
+    result = project.run("doit.sh", check=False, RAY_RESULTS_DIR="s3://bucket/results?region=x")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "doit.sh: RAY_RESULTS_DIR=s3://bucket/results?region=x must be a folder; "
+        "the other scripts take a URI.\n"
+    )
+
+
+def test_experiments_that_failed_and_that_were_refused_are_both_named(project, tmp_path):
+    """A stand-in for main.py ends with the exit code that the name of the experiment says."""
+    script = 'for flag; do case $flag in --name=*_*) exit "${flag##*_}" ;; esac; done'
+    stand_in(tmp_path, "python", script)
+    settings = {"DMEL_PYTHON": tmp_path / "python"}
+    for names, code, told in (
+        ("a_0 b_3 c_1 d_3", 1, ["failed, as said above: b_3 d_3.", "end, as said above: c_1."]),
+        ("a_3 b_0", 3, ["failed, as said above: a_3."]),
+        ("a_3 b_130 c_0", 130, ["failed, as said above: a_3."]),
+        ("a_0 b_0", 0, []),
+    ):
+        result = project.run("run_experiments.sh", check=False, EXPERIMENTS=names, **settings)
+        assert result.returncode == code
+        lines = result.stderr.splitlines()
+        assert len(lines) == len(told)
+        for line, expected in zip(lines, told, strict=True):
+            assert line.endswith(expected)
+
+
 def environment_script(tmp_path, **environment):
     """Sources python_env.sh in a copy of the project.
 

@@ -395,6 +395,36 @@ def test_empty_numbers_are_a_value_of_their_own():
     assert produce_figures.config_of(trial).n_mels == 64
 
 
+def test_a_damaged_experiment_does_not_matter_where_others_are_named(output, tmp_path):
+    write_experiment(tmp_path)
+    write_experiment(tmp_path, "other")
+    (tmp_path / "other" / "experiment.json").write_text("{")
+    assert "% audio_mnist: " in output(produce_tables, "--experiment", "audio_mnist")
+    flags = ["--output_dir", tmp_path / "figures", "--figures", "accuracy"]
+    output(produce_figures, *flags, "--experiment", "audio_mnist")
+    for command in ([produce_tables], [produce_figures, *flags]):
+        with pytest.raises(InputError, match=r"other/experiment.* main\.py --name=other --restart"):
+            output(*command)
+    with pytest.raises(InputError, match=r"other/experiment\.json cannot be used"):
+        output(produce_tables, "--experiment", "audio_mnist", "other")
+
+
+def test_a_window_that_ran_away_is_shown(output, tmp_path):
+    """In float32, where the loss stayed finite."""
+    write_experiment(tmp_path)
+    path = tmp_path / "audio_mnist" / "audio_mnist.csv"
+    trials = pd.read_csv(path, index_col=0)
+    trials.loc[0, "best_lambd_est"] = -4.9e32
+    trials.to_csv(path)
+    assert re.search(r"\(120, \d{30,}\) ms \| DMEL", output(produce_tables))
+
+
+def test_a_csv_of_tables_is_a_file(output, tmp_path):
+    write_experiment(tmp_path)
+    with pytest.raises(InputError, match=r"--csv=s3://bucket/tables.csv: name a file"):
+        output(produce_tables, "--csv=s3://bucket/tables.csv")
+
+
 def test_damaged_costs_and_rates_are_named(output, tmp_path):
     write_experiment(tmp_path)
     (tmp_path / "cost.json").write_text(json.dumps({"sections": {"epoch": {}}}))

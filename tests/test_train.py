@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import datasets
+import dmel
 import models
 import search_spaces
 import train
@@ -235,6 +236,26 @@ def test_evaluation_is_without_dropout():
     for _ in range(2):
         loss, _ = train.evaluate(net.train(), loss_function, data, indices, batch_size=7)
         assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_front_end_with_a_weight_of_its_own_is_trained_in_a_baseline_too(monkeypatch):
+    """Its features change, so they are not computed once."""
+    front_end, head, loss_function = models.MODELS["linear_net"]
+
+    class Louder(dmel.DifferentiableSpectrogram):
+        def forward(self, x):
+            return super().forward(x) * self.gain
+
+    def louder(config):
+        layer, bands = front_end(config)
+        layer.__class__ = Louder
+        layer.gain = torch.nn.Parameter(torch.tensor(1.0))
+        return layer, bands
+
+    monkeypatch.setitem(models.MODELS, "louder_net", (louder, head, loss_function))
+    _, state = run(tiny_config(model_name="louder_net", trainable=False))
+    assert state["net"]["spectrogram_layer.gain"] != 1
+    assert state["net"]["spectrogram_layer.lambd"] == pytest.approx(tiny_config().init_lambd)
 
 
 def test_optimizer_groups():
