@@ -693,6 +693,8 @@ class DMEL(DifferentiableSpectrogram):
             raise ValueError(f"norm={self.norm!r} must be None or 'slaney'.")
         if self.mel_scale not in MEL_SCALES:
             raise ValueError(f"mel_scale={self.mel_scale!r} must be 'htk' or 'slaney'.")
+        if self.zero_floor and not self.log:
+            raise ValueError("zero_floor=True is of the logarithm, and needs log=True.")
 
     @property
     def window_length(self) -> float:

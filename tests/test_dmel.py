@@ -458,6 +458,11 @@ def test_wrong_arguments(key, value, sentence):
         small_dmel(**{key: value})
 
 
+def test_zero_floor_without_a_logarithm_is_refused():
+    with pytest.raises(ValueError, match=r"zero_floor=True .* needs log=True"):
+        small_dmel(zero_floor=True, log=False)
+
+
 def test_whole_numbers_may_come_as_floats():
     layer = small_dmel(hop_length=20.0, n_mels=6.0)
     assert repr(layer) == repr(small_dmel(hop_length=20, n_mels=6))
