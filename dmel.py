@@ -267,8 +267,7 @@ class KnownDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, derivative: Tensor | None, lambd: Tensor) -> Tensor:
-        # Returned as it is, it would be a view of itself, which nobody may change in place.
-        return values.data
+        return values
 
     @staticmethod
     def setup_context(
@@ -290,6 +289,14 @@ class KnownDerivative(torch.autograd.Function):
         # known: tied so, a second derivative is refused and not taken for 0.
         derivative = KnownDerivative.apply(derivative, None, lambd)
         return None, None, torch.dot(gradient.flatten(), derivative.flatten())
+
+
+class KnownFeatures(KnownDerivative):
+    """The same for features, which may be changed in place: returned as they are they may not."""
+
+    @staticmethod
+    def forward(values: Tensor, derivative: Tensor | None, lambd: Tensor) -> Tensor:
+        return values.data
 
 
 class RecomputedFeatures(torch.autograd.Function):
@@ -340,21 +347,21 @@ def differentiable_features(
     """Features of padded clips, tied to λ and to the clips where these need a gradient."""
     # Under torch.func requires_grad does not tell which tensors need a gradient. The question has
     # no public name; without it per-sample gradients in the clips fail, and jvp takes λ for fixed.
-    # Nor does it in forward mode, where it would be taken for 0 that values depend on λ.
-    under_func = (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    )
-    by_autograd = under_func or padded.requires_grad
+    under_func = torch._C._are_functorch_transforms_active()
+    # The same of forward mode, which has no public question either: its level is -1 outside of it.
+    in_forward_mode = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+    in_one_piece = under_func or in_forward_mode
+    by_autograd = in_one_piece or padded.requires_grad
     frames = frames_of(padded, settings)
 
     values: Tensor
     if not by_autograd and torch.is_grad_enabled() and lambd.requires_grad:
         # λ is trained: the derivative of each value is computed beside it.
         values, derivative = features_and_derivative_in_blocks(frames, w, dw, settings)
-        values = KnownDerivative.apply(values, derivative, lambd)
+        values = KnownFeatures.apply(values, derivative, lambd)
     elif not by_autograd:
         values = features_in_blocks(frames, w, settings)
-    elif under_func:
+    elif in_one_piece:
         values = features(frames, KnownDerivative.apply(w, dw, lambd), settings)
     else:
         values = RecomputedFeatures.apply(padded, KnownDerivative.apply(w, dw, lambd), settings)
@@ -528,8 +535,7 @@ class DifferentiableSpectrogram(Layer):
 
     Input shape = (..., time), floating point; output shape = (..., n_fft//2 + 1, time//hop_length +
     1), of its dtype, computed in float32 or wider. Frames are centred, with zeros beyond the clip's
-    ends. Gradients flow to lambd and the clips, a second one in lambd raises RuntimeError. With
-    optimized=True the gradient is 0 below λ ≈ 0.5: λ does not leave that range.
+    ends. Gradients flow to lambd and the clips, a second one in lambd raises RuntimeError.
     """
 
     # Step between frames, in samples.
@@ -627,8 +633,9 @@ class DifferentiableSpectrogram(Layer):
     def frozen(self, n_samples: int | None = None) -> "Frozen":
         """The layer with the window of the present λ, for export: see Frozen.
 
-        n_samples: length of the clips, needed where optimized is False. Raises ValueError there.
-        Where it is given, the features are the layer's for clips of that length alone.
+        n_samples: length of the clips. Needed where optimized is False, as the window is as long,
+        and then the features are the layer's for clips of that length alone. Otherwise it shortens
+        N where they are short for it. Raises ValueError where it is missing.
         """
         if n_samples is not None:
             n_samples = whole_number(n_samples, "n_samples")
@@ -648,7 +655,8 @@ class DifferentiableSpectrogram(Layer):
 class DMEL(DifferentiableSpectrogram):
     """Log-Mel spectrogram with a trainable Gaussian window, equations 1 to 5.
 
-    As DifferentiableSpectrogram; output shape = (..., n_mels, time//hop_length + 1).
+    As DifferentiableSpectrogram; output shape = (..., n_mels, time//hop_length + 1). With
+    optimized=True the gradient is 0 below λ ≈ 0.5: λ does not leave that range.
     """
 
     # Hz.
@@ -739,8 +747,8 @@ class Frozen(Layer):
     """A layer with a fixed window, as layer.frozen() gives it: equations 2 to 5 as plain operators.
 
     It is there for export and compilers: the layer itself chooses N by reading λ, which no graph
-    can hold. Its features are the layer's, where it was made for clips of n_samples for those
-    alone, otherwise for clips of more than N/4 samples: for shorter ones the layer shortens N.
+    can hold. Its features are the layer's for clips of more than N/4 samples, since the layer
+    shortens N for shorter ones; where it was made for clips of n_samples, see layer.frozen.
     """
 
     window: Tensor
@@ -761,7 +769,7 @@ class Frozen(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of clips x, shapes as the layer's. Raises ValueError where they are integers."""
-        if not x.is_floating_point():  # their shape is no constant of a graph
+        if not x.is_floating_point():  # not of their shape, which may vary in a graph
             raise wrong_clips(x)
 
         settings = self.settings

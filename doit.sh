@@ -43,7 +43,12 @@ echo "Has: $disk GB of disk free."
 
 . "$here/python_env.sh"
 PYTHONPATH="$here" "$PYTHON" - <<'PYTHON'
-import machine, torch
+import sys, machine, torch
+from config import InputError
+try:
+    machine.check_driver()
+except InputError as error:
+    sys.exit(f"doit.sh: {error}")
 print(f"May use: {machine.cpus()} CPUs, {machine.free_memory() // 2**30} GB of memory.")
 if torch.cuda.is_available():
     print(f"Trains on {torch.cuda.get_device_name()}, several trials at a time.")

@@ -126,7 +126,10 @@ def folder_of_user(name):
 
 # GPUs
 
-ON_THE_CPU = "compute on the CPU, with CUDA_VISIBLE_DEVICES= before the command"
+ON_THE_CPU = (
+    "compute on CPUs, with CUDA_VISIBLE_DEVICES= before the command or, on a Ray cluster that is "
+    "there, with --gpus_per_trial=0"
+)
 
 
 def check_gpu(device, bf16=False):
@@ -168,7 +171,7 @@ def has_kernels(kernels, major, minor):
 
 
 def check_driver():
-    """Raises InputError where there is a GPU and CUDA cannot use it.
+    """Raises InputError where there is a GPU for this process and CUDA cannot use it.
 
     Mostly its driver is too old. A GPU may also need a service that does not run.
     """
@@ -185,10 +188,12 @@ def check_driver():
                 f"a GPU cannot be used, as torch {torch.__version__} is for CUDA "
                 f"{torch.version.cuda} ({reason:.120}): install a newer driver, or {ON_THE_CPU}."
             ) from None
-        if torch.cuda.device_count() > 0:  # it asks the driver, whether CUDA works or not
+        # The driver counts the GPUs of the machine, also those that a batch job may not use.
+        has_none = "No CUDA GPUs" in reason or torch.cuda.device_count() == 0
+        if not has_none:
             raise InputError(
-                f"a GPU cannot be used: CUDA says '{reason:.120}': `nvidia-smi` may say why; or "
-                f"{ON_THE_CPU}."
+                f"a GPU cannot be used, as CUDA says '{reason:.120}': see what `nvidia-smi` says, "
+                f"or {ON_THE_CPU}."
             ) from None
 
 

@@ -41,7 +41,7 @@ def train(config, data, report, state=None, gpus=1):
     (all rows), best_net (the network to test) and, unless patience ran out, all that the trial's
     future depends on.
 
-    Raises FloatingPointError where a loss is not finite.
+    Raises FloatingPointError where a loss or λ is not finite.
     """
     begin = time.perf_counter()
     torch.manual_seed(config.seed)
@@ -92,7 +92,7 @@ def train(config, data, report, state=None, gpus=1):
 
         epoch = len(history) + 1
         lambd = net.spectrogram_layer.lambd.item()
-        if not (math.isfinite(loss) and math.isfinite(valid_loss)):
+        if not all(math.isfinite(value) for value in (loss, valid_loss, lambd)):
             raise FloatingPointError(
                 f"epoch {epoch}: training loss {loss}, validation loss {valid_loss}, λ {lambd}; "
                 f"config {config.model_dump(exclude_defaults=True)}"
@@ -140,7 +140,8 @@ def prepare(config):
         n_gpus = torch.cuda.device_count()
         if (device.index or 0) >= n_gpus:
             raise InputError(
-                f"config: device = {device}: there are {n_gpus} GPUs here, cuda:0 is the first."
+                f"config: device = {device}: the GPUs here are {n_gpus}, from cuda:0 on: write "
+                "cuda:0 in the search space, and run main.py before predict_test.py."
             )
         machine.check_gpu(device, config.bf16)
     # torch counts the CPUs of the machine, where a container or batch job may use a part of them.

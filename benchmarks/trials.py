@@ -90,7 +90,8 @@ def grid(args):
             # The first epoch of a trial also warms up.
             per_epoch = 0.0
             for history in histories:
-                per_epoch += statistics.median(row["time_this_iter_s"] for row in history[1:]) / n
+                seconds = statistics.median(row["time_this_iter_s"] for row in history[1:])
+                per_epoch += seconds / min(n, len(histories))
             yield {
                 "experiment": name,
                 "trials at a time": n,

@@ -113,7 +113,23 @@ def has_a_trial(raylet):
     return any(is_training(child) for child in raylet.children())
 
 
-def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_named(project):
+@pytest.fixture
+def with_own_mounts():
+    """A command that gives what follows mounts of its own; without one the test is skipped.
+
+    In CI it fails.
+    """
+    for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+            return command
+    if os.environ.get("CI"):
+        pytest.fail("a process may have no mounts of its own here")
+    pytest.skip("a process may have no mounts of its own here")
+
+
+def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_named(
+    project, with_own_mounts
+):
     """The second node lives in a mount namespace, with an empty folder in place of the results."""
     results = project.folder / "not_shared"
     results.mkdir()
@@ -130,7 +146,7 @@ def test_quarters_of_a_gpu_pack_and_a_machine_that_does_not_see_the_results_is_n
         start = f"exec ray start --address={nodes.address} --num-cpus=1 --block"
         path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
         node = subprocess.Popen(
-            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"{mount} && {start}"],
+            [*with_own_mounts, "sh", "-c", f"{mount} && {start}"],
             env=os.environ | {"PATH": path},
             stdout=subprocess.DEVNULL,
             start_new_session=True,

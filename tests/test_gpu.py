@@ -141,14 +141,15 @@ def test_the_layer_computes_in_float32_under_autocast(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_trials_that_share_a_gpu_and_their_test(device, project):
     """Through Ray; what they leave is read and tested where there is no GPU."""
-    hidden = {} if device != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
-    output = project.run("main.py", "--name=tiny", "--max_epochs=3", **hidden).stdout
+    visible = {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else "0"}
+    flags = ["--num_cpus=4", "--cpus_per_trial=1", "--max_epochs=3"]
+    output = project.run("main.py", "--name=tiny", *flags, **visible).stdout
     if device == "cpu":
         assert "No CUDA device: training on the CPU" in output
     else:
         assert "4 trials at a time" in output
     accuracies = []
-    for environment in (hidden, {"CUDA_VISIBLE_DEVICES": ""}):
+    for environment in (visible, {"CUDA_VISIBLE_DEVICES": ""}):
         table = project.folder / "ray_results" / "tiny" / "tiny.csv"
         table.unlink(missing_ok=True)
         project.run("predict_test.py", "--dataset_name=tiny", **environment)

@@ -125,6 +125,18 @@ def test_torch_func_refusals(functions):
         vmap(loss, (0, None))(lambd.expand(2), clips[0])
 
 
+def test_vmap_over_lambda_where_the_fft_size_does_not_follow_it():
+    layer = small_dmel(optimized=False).double()
+    clips = torch.randn(2, 300, dtype=torch.float64)
+    lambds = torch.tensor([7.3, 20.0], dtype=torch.float64)
+
+    def features(lambd):
+        return functional_call(layer, {"lambd": lambd}, (clips,))
+
+    expected = torch.stack([features(lambd) for lambd in lambds])
+    torch.testing.assert_close(vmap(features)(lambds), expected)
+
+
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad])
 def test_forward_mode_in_lambda_is_refused_and_right_in_the_clips(context, trained):
@@ -135,8 +147,6 @@ def test_forward_mode_in_lambda_is_refused_and_right_in_the_clips(context, train
         lambd = forward_ad.make_dual(layer.lambd.detach(), torch.ones_like(layer.lambd))
         with pytest.raises(NotImplementedError, match="forward mode AD"):
             functional_call(layer, {"lambd": lambd}, (clips,))
-        if trained and context is torch.enable_grad:
-            return
         features = layer(forward_ad.make_dual(clips, direction))
         tangent = forward_ad.unpack_dual(features).tangent
     step = 1e-6 * direction
@@ -430,8 +440,9 @@ def test_optimizers_of_other_steps():
     assert first_step(torch.optim.Adam, 1.0) == pytest.approx(1, rel=1e-3)
     assert first_step(torch.optim.RMSprop, 1.0) == pytest.approx(10, rel=1e-3)
     assert first_step(torch.optim.RMSprop, 0.1) == pytest.approx(1, rel=1e-3)
-    assert first_step(torch.optim.Adafactor, 1.0) > 7
-    assert 0.05 < first_step(torch.optim.Adafactor, 0.01) < 0.1
+    if hasattr(torch.optim, "Adafactor"):  # from PyTorch 2.5 on
+        assert first_step(torch.optim.Adafactor, 1.0) > 7
+        assert 0.05 < first_step(torch.optim.Adafactor, 0.01) < 0.1
 
 
 def test_gradient_clipping():

@@ -515,11 +515,16 @@ def test_a_gpu_that_the_driver_counts_and_cuda_refuses(monkeypatch):
     assert results.provenance()["hardware"]["gpus"] == []
     train.prepare(config_of())  # on the CPU
 
+    # A batch job without a GPU on a machine that has some.
+    error = RuntimeError("No CUDA GPUs are available")
+    monkeypatch.setattr(torch.cuda, "init", mock.Mock(side_effect=error))
+    main.check_gpus([])
+
 
 def test_a_gpu_that_is_not_on_this_machine(monkeypatch):
     """A trial of a machine with two is tested on one with one."""
     card(monkeypatch)
-    with pytest.raises(InputError, match=r"device = cuda:1: there are 1 GPUs here"):
+    with pytest.raises(InputError, match=r"device = cuda:1: the GPUs here are 1,"):
         train.prepare(config_of(device="cuda:1"))
 
 
