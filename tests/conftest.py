@@ -34,7 +34,8 @@ EXPORTED += ["GIT_WORK_TREE"]
 def pytest_configure(config):
     """Hides the user's settings; GPUs too, from all tests but -m gpu: their numbers are a CPU's.
 
-    What a shell starts in its background ignores Ctrl-C, and so would the scripts that are tested.
+    What a shell starts in its background ignores Ctrl-C, and what nohup starts ignores the end of a
+    terminal; so would the scripts that are tested.
     """
     chosen = config.option.markexpr
     if "gpu" not in chosen or "not gpu" in chosen:
@@ -43,6 +44,7 @@ def pytest_configure(config):
         os.environ.pop(name, None)
     os.environ["GIT_CONFIG_GLOBAL"] = os.devnull  # it may ask for signatures, or run hooks
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser):
