@@ -47,7 +47,8 @@ class Config(pydantic.BaseModel, strict=True, extra="forbid", allow_inf_nan=Fals
     n_points: int = Field(ge=2, le=10**8, description="samples per clip")
     hop_length: int = Field(ge=1, le=10**9, description="step between frames, in samples")
     init_lambd: float = Field(
-        ge=0.5, description="λ to start from, in samples; with optimized, less could not move"
+        ge=0.5,
+        description="λ to start from, in samples; with optimized, a λ below 0.5 could not move",
     )
     trainable: bool = Field(
         description="True: λ is trained (DMEL), False: it stays at init_lambd (baseline)"

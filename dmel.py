@@ -292,10 +292,12 @@ class KnownDerivative(torch.autograd.Function):
 
 
 class KnownFeatures(KnownDerivative):
-    """The same for features, which may be changed in place: returned as they are they may not."""
+    """The same for features, which whoever gets them may change in place."""
 
     @staticmethod
     def forward(values: Tensor, derivative: Tensor | None, lambd: Tensor) -> Tensor:
+        # An input that is returned counts as a view of itself, and must not be changed in place.
+        # This is another tensor with the same memory.
         return values.data
 
 
@@ -348,7 +350,7 @@ def differentiable_features(
     # Under torch.func requires_grad does not tell which tensors need a gradient. The question has
     # no public name; without it per-sample gradients in the clips fail, and jvp takes λ for fixed.
     under_func = torch._C._are_functorch_transforms_active()
-    # The same of forward mode, which has no public question either: its level is -1 outside of it.
+    # Nor does it in forward mode, whose level is -1 outside of it, and has no public name either.
     in_forward_mode = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
     in_one_piece = under_func or in_forward_mode
     by_autograd = in_one_piece or padded.requires_grad
@@ -501,6 +503,7 @@ def whole_number(value: float, name: str) -> int:
 
 
 def wrong_clips(x: Tensor) -> ValueError:
+    """What a layer raises where x is no clips."""
     return ValueError(
         f"clips must be floating point of shape (..., time), not {x.dtype} of {tuple(x.shape)}."
     )

@@ -189,12 +189,12 @@ def check_driver():
                 f"{torch.version.cuda} ({reason:.120}): install a newer driver, or {ON_THE_CPU}."
             ) from None
         # The driver counts the GPUs of the machine, also those that a batch job may not use.
-        has_none = "No CUDA GPUs" in reason or torch.cuda.device_count() == 0
-        if not has_none:
-            raise InputError(
-                f"a GPU cannot be used, as CUDA says '{reason:.120}': see what `nvidia-smi` says, "
-                f"or {ON_THE_CPU}."
-            ) from None
+        if "No CUDA GPUs" in reason or torch.cuda.device_count() == 0:
+            return
+        raise InputError(
+            f"a GPU cannot be used, as CUDA says '{reason:.120}': see what `nvidia-smi` says, "
+            f"or {ON_THE_CPU}."
+        ) from None
 
 
 def free_gpu_memory(device, gpus):

@@ -65,6 +65,7 @@ def train(config, data, report, state=None, gpus=1):
 
     trained = net
     lacked_memory = False
+    # A front end may have weights of its own, whatever config.trainable says of λ.
     if not any(weight.requires_grad for weight in net.spectrogram_layer.parameters()):
         features = fixed_features(data, net.spectrogram_layer, large_batch, gpus)
         if features is None:
@@ -140,8 +141,8 @@ def prepare(config):
         n_gpus = torch.cuda.device_count()
         if (device.index or 0) >= n_gpus:
             raise InputError(
-                f"config: device = {device}: the GPUs here are {n_gpus}, from cuda:0 on: write "
-                "cuda:0 in the search space, and run main.py before predict_test.py."
+                f"config: device = {device} is not on this machine, which has {n_gpus} of them: "
+                "write cuda:0 in the search space, and run main.py again."
             )
         machine.check_gpu(device, config.bf16)
     # torch counts the CPUs of the machine, where a container or batch job may use a part of them.

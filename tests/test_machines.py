@@ -524,7 +524,7 @@ def test_a_gpu_that_the_driver_counts_and_cuda_refuses(monkeypatch):
 def test_a_gpu_that_is_not_on_this_machine(monkeypatch):
     """A trial of a machine with two is tested on one with one."""
     card(monkeypatch)
-    with pytest.raises(InputError, match=r"device = cuda:1: the GPUs here are 1,"):
+    with pytest.raises(InputError, match=r"device = cuda:1 is not on this machine, which has 1"):
         train.prepare(config_of(device="cuda:1"))
 
 
